@@ -1,0 +1,190 @@
+// Compiled once per instruction set, with PYTL_ISA as the namespace. Nothing here may come from the standard library's
+// templates: an out-of-line copy with wide instructions could replace the one that other processors run.
+#include "loops.h"
+
+namespace pytl::cpu::PYTL_ISA {
+namespace {
+
+template <class Real, class Stored>
+void widen_tile(const Stored* __restrict from, int64_t n, Real* __restrict to) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) to[i] = pytl::widen<Real>(from[i]);
+}
+
+template <class Real>
+void widen(DType dtype, const void* from, int64_t n, Real* to) {
+  switch (dtype) {
+    case DType::float64:
+      return widen_tile(static_cast<const double*>(from), n, to);
+    case DType::float32:
+      return widen_tile(static_cast<const float*>(from), n, to);
+    case DType::bfloat16:
+      return widen_tile(static_cast<const bfloat16*>(from), n, to);
+    case DType::float16:
+      return widen_tile(static_cast<const float16*>(from), n, to);
+  }
+}
+
+template <class Real, class Stored>
+void narrow_tile(const Real* __restrict from, int64_t n, Stored* __restrict to) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) to[i] = Narrow<Stored>::from(static_cast<float>(from[i]));
+}
+
+// Weights of float32 and float64 are updated where they lie; only those of 16 bits are narrowed.
+template <class Real>
+void narrow(DType dtype, const Real* from, int64_t n, void* to) {
+  if (dtype == DType::bfloat16) narrow_tile(from, n, static_cast<bfloat16*>(to));
+  if (dtype == DType::float16) narrow_tile(from, n, static_cast<float16*>(to));
+}
+
+template <class Real, class Stored>
+void widen_sum_tile(const Stored* __restrict high, const Stored* __restrict low, int64_t n, Real* __restrict to) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) to[i] = pytl::widen<Real>(high[i]) + pytl::widen<Real>(low[i]);
+}
+
+template <class Real>
+void widen_sum(DType dtype, const void* high, const void* low, int64_t n, Real* to) {
+  if (dtype == DType::bfloat16)
+    widen_sum_tile(static_cast<const bfloat16*>(high), static_cast<const bfloat16*>(low), n, to);
+  if (dtype == DType::float16)
+    widen_sum_tile(static_cast<const float16*>(high), static_cast<const float16*>(low), n, to);
+}
+
+template <class Real, class Stored>
+void narrow_sum_tile(const Real* __restrict from, int64_t n, Stored* __restrict high, Stored* __restrict low) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float x = static_cast<float>(from[i]);
+    const Stored rounded = Narrow<Stored>::from(x);
+    high[i] = rounded;
+    low[i] = Narrow<Stored>::from(x - pytl::widen<float>(rounded));
+  }
+}
+
+template <class Real>
+void narrow_sum(DType dtype, const Real* from, int64_t n, void* high, void* low) {
+  if (dtype == DType::bfloat16) narrow_sum_tile(from, n, static_cast<bfloat16*>(high), static_cast<bfloat16*>(low));
+  if (dtype == DType::float16) narrow_sum_tile(from, n, static_cast<float16*>(high), static_cast<float16*>(low));
+}
+
+constexpr int kLanes = 16;
+
+struct LaneSums {
+  double lanes[kLanes] = {};
+
+  double total() const {
+    double sum = 0;
+    for (double lane : lanes) sum += lane;
+    return sum;
+  }
+};
+
+// penalty_apart: the penalty has rows of its own (decoupled), else it is part of r.
+template <class Real, bool regularised, bool penalty_apart>
+void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramRow& row) {
+  const Real* __restrict w = tile.weight, * __restrict grad = tile.gradient, * __restrict start = tile.start, * __restrict penalty = tile.penalty;
+  const Pull<Real> pull = terms.pull;
+  const Real factor = terms.gradient_factor;
+  LaneSums gg, gr, rr, gh, hh;
+  const auto add = [&](int lane, int64_t i) __attribute__((always_inline)) {
+    const Real scaled = factor * grad[i];
+    const double g = scaled;
+    gg.lanes[lane] += g * g;
+    if (!regularised) return;
+    const Real pulled = pull(w[i], start[i]);
+    const double r = penalty_apart ? pulled : pulled + penalty[i];
+    gr.lanes[lane] += g * r;
+    rr.lanes[lane] += r * r;
+    if (!penalty_apart) return;
+    const double h = penalty[i];
+    gh.lanes[lane] += g * h;
+    hh.lanes[lane] += h * h;
+  };
+  const int64_t whole = tile.length - tile.length % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; lane++) add(lane, i + lane);
+  }
+  for (int64_t i = whole; i < tile.length; i++) add(static_cast<int>(i - whole), i);
+  row.gg += gg.total();
+  row.gr += gr.total();
+  row.rr += rr.total();
+  row.gh += gh.total();
+  row.hh += hh.total();
+}
+
+template <class Real>
+void gram(const Tile<Real>& tile, const Terms<Real>& terms, GramRow& row) {
+  if (!terms.regularised) return gram_tile<Real, false, false>(tile, terms, row);
+  if (!terms.decoupled) return gram_tile<Real, true, false>(tile, terms, row);
+  return gram_tile<Real, true, true>(tile, terms, row);
+}
+
+// One tile's update: direction, the optimizer's step, and what moves the weight beside it.
+template <class Real, bool regularised, bool decoupled, class Step>
+void update_tile(const Tile<Real>& tile, const Terms<Real>& terms, Step step) {
+  Real* __restrict w = tile.weight;
+  const Real* __restrict grad = tile.gradient, * __restrict start = tile.start, * __restrict penalty = tile.penalty;
+  const Terms<Real> t = terms;
+#pragma omp simd
+  for (int64_t i = 0; i < tile.length; i++) {
+    const Real g = t.gradient_factor * grad[i];
+    Real d = t.moments_g * g, beside = 0;
+    if (regularised && !decoupled) d += t.moments_r * (t.pull(w[i], start[i]) + penalty[i]);
+    if (regularised && decoupled) {
+      d += t.moments_r * penalty[i];
+      beside = t.lr * (t.beside_g * g + t.beside_r * t.pull(w[i], start[i]));
+    }
+    w[i] -= decoupled ? step(d, i) + beside : step(d, i);
+  }
+}
+
+template <class Real, class Step>
+void update(const Tile<Real>& tile, const Terms<Real>& terms, Step step) {
+  if (!terms.regularised) return update_tile<Real, false, false>(tile, terms, step);
+  if (!terms.decoupled) return update_tile<Real, true, false>(tile, terms, step);
+  return update_tile<Real, true, true>(tile, terms, step);
+}
+
+template <Momentum kind, class Real>
+void sgd_tile(const Tile<Real>& tile, const Terms<Real>& terms, const SGD<Real>& formula) {
+  Real* __restrict buffer = kind == Momentum::none ? tile.weight : tile.state[0];
+  update(tile, terms,
+         [=](Real d, int64_t i) __attribute__((always_inline)) { return formula.template step<kind>(d, buffer[i]); });
+}
+
+template <class Real>
+void sgd(const Tile<Real>& tile, const Terms<Real>& terms, const SGD<Real>& formula, Momentum kind) {
+  if (kind == Momentum::none) return sgd_tile<Momentum::none>(tile, terms, formula);
+  if (kind == Momentum::heavy_ball) return sgd_tile<Momentum::heavy_ball>(tile, terms, formula);
+  return sgd_tile<Momentum::nesterov>(tile, terms, formula);
+}
+
+template <bool amsgrad, class Real>
+void adamw_tile(const Tile<Real>& tile, const Terms<Real>& terms, const AdamW<Real>& formula) {
+  Real* __restrict mean = tile.state[0], * __restrict square = tile.state[1];
+  Real* __restrict largest = amsgrad ? tile.state[2] : nullptr;
+  update(tile, terms, [=](Real d, int64_t i) __attribute__((always_inline)) {
+    Real unused = 0;
+    return formula.template step<amsgrad>(d, mean[i], square[i], amsgrad ? largest[i] : unused);
+  });
+}
+
+template <class Real>
+void adamw(const Tile<Real>& tile, const Terms<Real>& terms, const AdamW<Real>& formula, bool amsgrad) {
+  if (amsgrad) return adamw_tile<true>(tile, terms, formula);
+  return adamw_tile<false>(tile, terms, formula);
+}
+
+}  // namespace
+
+extern const Loops<float> float_loops;
+extern const Loops<double> double_loops;
+const Loops<float> float_loops = {widen<float>, narrow<float>, widen_sum<float>, narrow_sum<float>,
+                                  gram<float>,  sgd<float>,    adamw<float>};
+const Loops<double> double_loops = {widen<double>, narrow<double>, widen_sum<double>, narrow_sum<double>,
+                                    gram<double>,  sgd<double>,    adamw<double>};
+
+}  // namespace pytl::cpu::PYTL_ISA

@@ -1,0 +1,53 @@
+// The loops over one tile: a piece of a tensor that fits the L1 cache, all of whose operands are widened to Real.
+// loops.cpp is compiled once per instruction set; which one runs is chosen when the library is loaded.
+#pragma once
+#include "../formulas/adamw.h"
+#include "../formulas/pull.h"
+#include "../formulas/sgd.h"
+#include "../tensor_list.h"
+
+namespace pytl::cpu {
+
+constexpr int64_t kTile = 1024;
+
+template <class Real>
+struct Tile {
+  int64_t length;
+  Real* weight;
+  const Real* gradient;
+  const Real* start;    // zeros where there is none, and sp_decay is 0
+  const Real* penalty;  // zeros where there is none
+  Real* state[3];
+};
+
+// The directions' inputs and weights, in the arithmetic's type.
+template <class Real>
+struct Terms {
+  Pull<Real> pull;
+  Real gradient_factor, lr;
+  Real moments_g, moments_r, beside_g, beside_r;
+  bool regularised;  // there is a pull or a penalty
+  bool decoupled;
+};
+
+template <class Real>
+struct Loops {
+  void (*widen)(DType, const void* from, int64_t length, Real* to);
+  void (*narrow)(DType, const Real* from, int64_t length, void* to);
+  // A compensated weight is the unevaluated sum of two numbers of its dtype.
+  void (*widen_sum)(DType, const void* high, const void* low, int64_t length, Real* to);
+  void (*narrow_sum)(DType, const Real* from, int64_t length, void* high, void* low);
+  // Adds to the row. Sums are taken in float64 over 16 lanes, then lane by lane: the same bits on every machine.
+  void (*gram)(const Tile<Real>&, const Terms<Real>&, GramRow&);
+  void (*sgd)(const Tile<Real>&, const Terms<Real>&, const SGD<Real>&, Momentum);
+  void (*adamw)(const Tile<Real>&, const Terms<Real>&, const AdamW<Real>&, bool amsgrad);
+};
+
+template <class Real>
+const Loops<Real>& loops();  // those of the instruction set in use
+
+const char* instruction_set();
+void use_instruction_set(const std::string& name);  // throws std::invalid_argument where the processor lacks it
+std::vector<std::string> instruction_sets();        // those that this processor has, best first
+
+}  // namespace pytl::cpu

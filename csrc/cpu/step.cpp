@@ -1,0 +1,298 @@
+#include "step.h"
+
+#include <algorithm>
+
+#include "loops.h"
+#include "threads.h"
+
+namespace pytl::cpu {
+namespace {
+
+constexpr WeightsRow kPlain = {1, 1, 0, 1};
+constexpr int64_t kWorthThreads = 1 << 14;  // elements: below, waking the threads costs more than the work
+
+// One tile of a parameter, widened. Operands whose dtype is Real are used where they lie.
+template <class Real>
+class Staged {
+ public:
+  Staged(const Parameter& p, int64_t offset, int64_t length) : p_(p), offset_(offset), length_(length) {
+    tile_.length = length;
+    tile_.gradient = widened(p.gradient, p.dtype, gradient_);
+    tile_.penalty = p.penalty ? widened(p.penalty, p.dtype, penalty_) : zeros();
+    tile_.start = p.start ? widened(p.start, p.start_dtype, start_) : zeros();
+    for (int k = 0; k < 3; k++) tile_.state[k] = p.state[k] ? reinterpret_cast<Real*>(p.state[k]) + offset : nullptr;
+    if (p.compensation) {
+      tile_.weight = weight_;
+      loops<Real>().widen_sum(p.dtype, at(p.weight, p.dtype), at(p.compensation, p.dtype), length, weight_);
+    } else {
+      tile_.weight = const_cast<Real*>(widened(p.weight, p.dtype, weight_));
+    }
+  }
+
+  const Tile<Real>& tile() const { return tile_; }
+
+  void store() {
+    if (p_.compensation)
+      loops<Real>().narrow_sum(p_.dtype, weight_, length_, at(p_.weight, p_.dtype), at(p_.compensation, p_.dtype));
+    else if (tile_.weight == weight_)
+      loops<Real>().narrow(p_.dtype, weight_, length_, at(p_.weight, p_.dtype));
+  }
+
+ private:
+  template <class Byte>
+  Byte* at(Byte* operand, DType dtype) const {
+    return operand + offset_ * element_size(dtype);
+  }
+
+  const Real* widened(const char* operand, DType dtype, Real* buffer) const {
+    const char* from = at(operand, dtype);
+    constexpr DType own = sizeof(Real) == 8 ? DType::float64 : DType::float32;
+    if (dtype == own) return reinterpret_cast<const Real*>(from);
+    loops<Real>().widen(dtype, from, length_, buffer);
+    return buffer;
+  }
+
+  static const Real* zeros() {
+    alignas(64) static const Real values[kTile] = {};
+    return values;
+  }
+
+  const Parameter& p_;
+  const int64_t offset_, length_;
+  Tile<Real> tile_;
+  alignas(64) Real weight_[kTile], gradient_[kTile], start_[kTile], penalty_[kTile];
+};
+
+bool is_regularised(const Parameter& p, const Group& group) {
+  return (p.start && group.sp_decay != 0) || group.weight_decay != 0 || p.penalty;
+}
+
+template <class Real>
+Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& w) {
+  Terms<Real> t;
+  t.pull = {static_cast<Real>(p.start ? group.sp_decay : 0), static_cast<Real>(group.weight_decay)};
+  t.gradient_factor = static_cast<Real>(group.gradient_factor);
+  t.lr = static_cast<Real>(group.lr);
+  t.moments_g = static_cast<Real>(w.moments_g);
+  t.moments_r = static_cast<Real>(w.moments_r);
+  t.beside_g = static_cast<Real>(w.beside_g);
+  t.beside_r = static_cast<Real>(w.beside_r);
+  t.regularised = is_regularised(p, group);
+  t.decoupled = group.decoupled;
+  return t;
+}
+
+WeightsRow rule_weights(const Group& group, const GramRow& row) {
+  const DirectionWeights pull = direction_weights(group.rule, {row.gg, row.gr, row.rr});
+  if (!group.decoupled) return {pull.g, pull.r, 0, 1};
+  const DirectionWeights penalty = direction_weights(group.rule, {row.gg, row.gh, row.hh});
+  return {penalty.g, penalty.r, pull.g - 1, pull.r};
+}
+
+// An optimizer as the passes see it: the options of a group, and what runs on a tile of a parameter's step number
+// `step`.
+struct RunSGD {
+  using Options = SGDGroup;
+  static int states(const Options& o) { return o.momentum != 0; }
+  static void prepare(Options&, double) {}
+  template <class Real>
+  static SGD<Real> formula(const Options& o, double step) {
+    return {static_cast<Real>(o.lr), static_cast<Real>(o.momentum), static_cast<Real>(step == 1 ? 1 : 1 - o.dampening)};
+  }
+  template <class Real>
+  static void tile(const Tile<Real>& tile, const Terms<Real>& terms, const SGD<Real>& formula, const Options& o) {
+    const Momentum kind = o.momentum == 0 ? Momentum::none : o.nesterov ? Momentum::nesterov : Momentum::heavy_ball;
+    loops<Real>().sgd(tile, terms, formula, kind);
+  }
+};
+
+struct RunAdamW {
+  using Options = AdamWGroup;
+  static int states(const Options& o) { return o.amsgrad ? 3 : 2; }
+  // Powers are dear beside a small tensor's step, and most parameters of a group are at the same step.
+  static void prepare(Options& o, double step) {
+    if (o.prepared_step == step) return;
+    o.prepared_step = step;
+    o.correction1 = 1 - std::pow(o.beta1, step);
+    o.correction2 = 1 - std::pow(o.beta2, step);
+  }
+  template <class Real>
+  static AdamW<Real> formula(Options o, double step) {
+    prepare(o, step);
+    return {static_cast<Real>(o.beta1),
+            static_cast<Real>(1 - o.beta1),
+            static_cast<Real>(o.beta2),
+            static_cast<Real>(1 - o.beta2),
+            static_cast<Real>(o.lr / o.correction1),
+            static_cast<Real>(1 / std::sqrt(o.correction2)),
+            static_cast<Real>(o.eps)};
+  }
+  template <class Real>
+  static void tile(const Tile<Real>& tile, const Terms<Real>& terms, const AdamW<Real>& formula, const Options& o) {
+    loops<Real>().adamw(tile, terms, formula, o.amsgrad);
+  }
+};
+
+template <class Visit>
+void for_each_tile(const Schedule::Chunk& chunk, Visit visit) {
+  for (int64_t offset = chunk.offset; offset < chunk.offset + chunk.length; offset += kTile)
+    visit(offset, std::min(kTile, chunk.offset + chunk.length - offset));
+}
+
+template <class Real>
+GramRow look_at(const Parameter& p, const Group& group, const Schedule::Chunk& chunk) {
+  const Terms<Real> t = terms<Real>(p, group, kPlain);
+  GramRow row = {};
+  for_each_tile(chunk, [&](int64_t offset, int64_t length) {
+    loops<Real>().gram(Staged<Real>(p, offset, length).tile(), t, row);
+  });
+  return row;
+}
+
+// Takes the step on a chunk; with `look`, its Gram numbers are added up on the way, for no more traffic.
+template <class Run, class Real>
+GramRow step_on(const Parameter& p, const typename Run::Options& group, const Schedule::Chunk& chunk,
+                const WeightsRow& weights, bool look) {
+  const Terms<Real> t = terms<Real>(p, group, weights);
+  const auto formula = Run::template formula<Real>(group, *p.step + 1.0);
+  GramRow row = {};
+  for_each_tile(chunk, [&](int64_t offset, int64_t length) {
+    Staged<Real> staged(p, offset, length);
+    if (look) loops<Real>().gram(staged.tile(), t, row);
+    Run::tile(staged.tile(), t, formula, group);
+    staged.store();
+  });
+  return row;
+}
+
+// One pass over a list.
+template <class Options>
+struct Pass {
+  const std::vector<Parameter>& parameters;
+  Schedule& schedule;
+  const std::vector<Options>& groups;
+
+  void look(int32_t c) const {
+    const auto& chunk = schedule.chunks[c];
+    const Parameter& p = parameters[chunk.parameter];
+    const Group& group = groups[p.group];
+    schedule.sums[c] = p.dtype == DType::float64 ? look_at<double>(p, group, chunk) : look_at<float>(p, group, chunk);
+  }
+
+  GramRow total(int32_t parameter) const {
+    GramRow row = {};
+    for (int32_t c = schedule.first_chunk[parameter]; c < schedule.first_chunk[parameter + 1]; c++) {
+      const GramRow& chunk = schedule.sums[c];
+      row = {row.gg + chunk.gg, row.gr + chunk.gr, row.rr + chunk.rr, row.gh + chunk.gh, row.hh + chunk.hh};
+    }
+    return row;
+  }
+
+  void totals(GramRow* rows) const {
+    for (size_t i = 0; i < parameters.size(); i++) rows[i] = total(static_cast<int32_t>(i));
+  }
+
+  template <class Visit>
+  void for_each_chunk(int threads, Visit visit) const {
+    const int32_t pieces = static_cast<int32_t>(schedule.pieces.size());
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int32_t i = 0; i < pieces; i++)
+      for (int32_t c = schedule.pieces[i].begin; c < schedule.pieces[i].end; c++) visit(c);
+  }
+};
+
+template <class Run>
+struct StepPass : Pass<typename Run::Options> {
+  using Base = Pass<typename Run::Options>;
+  using Base::schedule, Base::parameters, Base::groups;
+
+  void step(int32_t c, const WeightsRow& weights, bool look) const {
+    const auto& chunk = schedule.chunks[c];
+    const Parameter& p = parameters[chunk.parameter];
+    const auto& group = groups[p.group];
+    const GramRow row = p.dtype == DType::float64 ? step_on<Run, double>(p, group, chunk, weights, look)
+                                                  : step_on<Run, float>(p, group, chunk, weights, look);
+    if (look) schedule.sums[c] = row;
+  }
+
+  // Looks at some of a parameter's chunks and, once `meet` has returned, steps on them: backwards, from those that are
+  // still in the cache. The rule "sum" has no need of its Gram numbers and looks in passing.
+  template <class Meet>
+  void look_and_step(int32_t parameter, int32_t begin, int32_t end, Meet meet) const {
+    const Group& group = groups[parameters[parameter].group];
+    if (group.rule == Rule::sum) {
+      for (int32_t c = begin; c < end; c++) step(c, kPlain, true);
+      return;
+    }
+    for (int32_t c = begin; c < end; c++) this->look(c);
+    meet();
+    const WeightsRow weights = rule_weights(group, this->total(parameter));
+    for (int32_t c = end; c-- > begin;) step(c, weights, false);
+  }
+
+  // Each thread owns whole parameters; only those too long for that are shared, with one barrier each.
+  void look_and_step_all(int threads) const {
+    const std::vector<int32_t>& first = schedule.first_chunk;
+    const int32_t runs = static_cast<int32_t>(schedule.runs.size());
+#pragma omp parallel num_threads(threads)
+    {
+      const int index = thread_index(), count = thread_count();
+      for (int32_t t : schedule.shared) {
+        const int32_t chunks = first[t + 1] - first[t];
+        look_and_step(t, first[t] + chunks * index / count, first[t] + chunks * (index + 1) / count, [] {
+#pragma omp barrier
+        });
+      }
+#pragma omp for schedule(dynamic) nowait
+      for (int32_t i = 0; i < runs; i++)
+        for (int32_t k = schedule.runs[i].begin; k < schedule.runs[i].end; k++) {
+          const int32_t t = schedule.owned[k];
+          look_and_step(t, first[t], first[t + 1], [] {});
+        }
+    }
+  }
+};
+
+int threads_for(const TensorList& list) {
+  int64_t elements = 0;
+  for (const Parameter& p : list.parameters()) elements += p.length;
+  return elements < kWorthThreads ? 1 : max_threads();
+}
+
+template <class Run>
+void step_all(const TensorList& list, Schedule& schedule, std::vector<typename Run::Options>& groups,
+              const WeightsRow* weights, GramRow* rows) {
+  list.check_groups(groups.size());
+  list.check_states([&](const Parameter& p) { return Run::states(groups[p.group]); });
+  for (const Parameter& p : list.parameters()) Run::prepare(groups[p.group], *p.step + 1.0);
+  const StepPass<Run> pass{{list.parameters(), schedule, groups}};
+  const int threads = threads_for(list);
+  if (weights) {
+    pass.for_each_chunk(threads, [&](int32_t c) { pass.step(c, weights[schedule.chunks[c].parameter], false); });
+  } else {
+    pass.look_and_step_all(threads);
+    pass.totals(rows);
+  }
+  for (const Parameter& p : list.parameters()) *p.step += 1;
+}
+
+}  // namespace
+
+void gram(const TensorList& list, Schedule& schedule, const std::vector<Group>& groups, GramRow* rows) {
+  list.check_groups(groups.size());
+  const Pass<Group> pass{list.parameters(), schedule, groups};
+  pass.for_each_chunk(threads_for(list), [&](int32_t c) { pass.look(c); });
+  pass.totals(rows);
+}
+
+void sgd(const TensorList& list, Schedule& schedule, std::vector<SGDGroup>& groups, const WeightsRow* weights,
+         GramRow* rows) {
+  step_all<RunSGD>(list, schedule, groups, weights, rows);
+}
+
+void adamw(const TensorList& list, Schedule& schedule, std::vector<AdamWGroup>& groups, const WeightsRow* weights,
+           GramRow* rows) {
+  step_all<RunAdamW>(list, schedule, groups, weights, rows);
+}
+
+}  // namespace pytl::cpu

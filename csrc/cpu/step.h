@@ -1,0 +1,38 @@
+// Look once, step once: the passes over a list of tensors on the CPU's threads.
+#pragma once
+#include "../tensor_list.h"
+
+namespace pytl::cpu {
+
+// How a list is cut for the threads. It depends on the lengths alone, never on the number of threads: sums are taken
+// chunk by chunk and added in order, whoever computes them.
+class Schedule {
+ public:
+  explicit Schedule(const TensorList& list);
+
+  struct Chunk {
+    int32_t parameter;
+    int64_t offset, length;
+  };
+  struct Range {
+    int32_t begin, end;
+  };
+
+  std::vector<Chunk> chunks;         // in parameter order
+  std::vector<int32_t> first_chunk;  // of each parameter, and one past the last
+  std::vector<Range> pieces;         // runs of chunks that one thread takes
+  std::vector<int32_t> shared;       // parameters that all threads work on together
+  std::vector<int32_t> owned;        // the others, longest first
+  std::vector<Range> runs;           // of owned parameters that one thread takes
+  std::vector<GramRow> sums;         // of each chunk: scratch
+};
+
+// rows[i]: parameter i's Gram numbers.
+void gram(const TensorList&, Schedule&, const std::vector<Group>&, GramRow* rows);
+
+// Takes the step. The directions' weights are given, or null: each group's rule then gives them, tensor by tensor,
+// while the tensor is in the cache; rows receives the Gram numbers.
+void sgd(const TensorList&, Schedule&, std::vector<SGDGroup>&, const WeightsRow* weights, GramRow* rows);
+void adamw(const TensorList&, Schedule&, std::vector<AdamWGroup>&, const WeightsRow* weights, GramRow* rows);
+
+}  // namespace pytl::cpu

@@ -1,0 +1,124 @@
+// What one launch works on: the operands of each parameter, the options of each group, and the checks on both.
+#pragma once
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "element.h"
+#include "formulas/directions.h"
+#include "formulas/sgd.h"
+
+namespace pytl {
+
+// Addresses of one parameter's operands; each holds `length` elements in one common order. Absent operands are null.
+struct Parameter {
+  char* weight;          // dtype
+  char* compensation;    // dtype; the weight is the sum of the two (Kahan)
+  const char* gradient;  // dtype; the task's
+  const char* penalty;   // dtype; gradient of the feature penalties
+  const char* start;     // start_dtype; w0
+  char* state[3];        // float64 for float64 weights, else float32
+  float* step;           // how many steps have been taken
+  int64_t length;
+  int32_t group;
+  DType dtype, start_dtype;
+};
+
+// Options that every optimizer has. A group is a parameter group of torch.optim.
+struct Group {
+  double lr, sp_decay, weight_decay;
+  double gradient_factor;  // 1 / loss scale, negative to maximise
+  bool decoupled;          // the pull moves the weight beside the moments, not through them
+  Rule rule;
+};
+
+struct SGDGroup : Group {
+  double momentum, dampening;
+  bool nesterov;
+};
+
+struct AdamWGroup : Group {
+  double beta1, beta2, eps;
+  bool amsgrad;
+  double prepared_step = 0, correction1, correction2;  // 1 - beta^prepared_step
+};
+
+// One row a parameter: the numbers that one look at the operands gives. r is the pull, with the penalty where the
+// group is coupled; h is the penalty where it is decoupled (else 0).
+struct GramRow {
+  double gg, gr, rr, gh, hh;
+};
+
+// One row a parameter: what of g and of the regulariser feeds the moments, and what moves the weight beside them.
+struct WeightsRow {
+  double moments_g, moments_r, beside_g, beside_r;
+};
+
+class TensorList {
+ public:
+  explicit TensorList(std::vector<Parameter> parameters) : parameters_(std::move(parameters)) {
+    for (size_t i = 0; i < parameters_.size(); i++) check(parameters_[i], i);
+  }
+
+  // The operands that are new in each step. No penalties: those of the list stay as they are.
+  void renew(const std::vector<int64_t>& gradients, const std::vector<int64_t>& penalties) {
+    if (gradients.size() != parameters_.size() || (!penalties.empty() && penalties.size() != parameters_.size()))
+      throw std::invalid_argument("expected " + std::to_string(parameters_.size()) + " addresses of gradients; got " +
+                                  std::to_string(gradients.size()) + ", and " + std::to_string(penalties.size()) +
+                                  " of penalties");
+    std::vector<Parameter> renewed = parameters_;
+    for (size_t i = 0; i < renewed.size(); i++) {
+      renewed[i].gradient = reinterpret_cast<const char*>(gradients[i]);
+      if (!penalties.empty()) renewed[i].penalty = reinterpret_cast<const char*>(penalties[i]);
+      check(renewed[i], i);
+    }
+    parameters_.swap(renewed);
+  }
+
+  void check_groups(size_t groups) const {
+    for (const Parameter& p : parameters_)
+      if (static_cast<size_t>(p.group) >= groups)
+        throw std::invalid_argument("groups must hold more than " + std::to_string(p.group) + " entries; got " +
+                                    std::to_string(groups));
+  }
+
+  // needed(parameter): how many states its optimizer reads.
+  template <class Needed>
+  void check_states(Needed needed) const {
+    for (size_t i = 0; i < parameters_.size(); i++) {
+      if (!parameters_[i].step) refuse(i, "step must have an address");
+      for (int k = 0; k < needed(parameters_[i]); k++)
+        if (parameters_[i].length && !parameters_[i].state[k])
+          refuse(i, "state " + std::to_string(k) + " must have an address");
+    }
+  }
+
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+
+ private:
+  static void refuse(size_t index, const std::string& what) {
+    throw std::invalid_argument("parameter " + std::to_string(index) + ": " + what);
+  }
+
+  static void check(const Parameter& p, size_t index) {
+    if (p.length < 0) refuse(index, "length must be >= 0; got " + std::to_string(p.length));
+    if (p.group < 0) refuse(index, "group must be >= 0; got " + std::to_string(p.group));
+    if (p.length && !(p.weight && p.gradient)) refuse(index, "weight and gradient must have an address");
+    const int64_t size = element_size(p.dtype), state_size = p.dtype == DType::float64 ? 8 : 4;
+    const auto aligned = [&](const char* name, const void* address, int64_t to) {
+      if (reinterpret_cast<uintptr_t>(address) % to)
+        refuse(index, std::string(name) + " must be aligned to " + std::to_string(to) + " bytes");
+    };
+    aligned("weight", p.weight, size);
+    aligned("compensation", p.compensation, size);
+    aligned("gradient", p.gradient, size);
+    aligned("penalty", p.penalty, size);
+    aligned("start", p.start, element_size(p.start_dtype));
+    for (const char* state : p.state) aligned("state", state, state_size);
+    aligned("step", p.step, 4);
+  }
+
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace pytl
