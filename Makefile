@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything from a fresh clone; nothing is installed outside .venv and build/.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := CMakeLists.txt $(shell find csrc -type f)
+BUILD_TOOLS := setuptools cmake ninja pybind11
+
+.PHONY: demo test lint format bench clean
+
+demo: .venv/native
+	$(BIN)/pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo --resume
+
+test: .venv/native lint
+	$(BIN)/python -m pytest
+
+lint: .venv/native
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+format: .venv/native
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+bench: .venv/native
+	$(BIN)/pytl bench --out benchmarks/results
+
+.venv/packages: pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv .venv
+	$(PIP) $(BUILD_TOOLS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+.venv/native: .venv/packages $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+clean:
+	rm -rf .venv build runs pytl/_core*.so

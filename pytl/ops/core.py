@@ -1,0 +1,48 @@
+"""The compiled core, where it is built. No other file names the compiled module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..directions import Direction
+
+try:
+    from pytl import _core as module
+except ImportError as error:
+    module: Any = None  # type: ignore[no-redef]
+    missing = f"the compiled core is not built ({error}): install pytl where a C++17 compiler is found"
+else:
+    missing = ""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the core does not serve this device and dtype; empty where it does."""
+    if missing:
+        return missing
+    if device.type != "cpu":
+        return f"the core has no kernels for {device.type}"
+    return "" if dtype in DTYPES else f"the core has no kernels for {dtype}"
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one piece of memory, each once, in whatever order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size != 1):
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+def dtype_code(dtype: torch.dtype) -> Any:
+    return getattr(module.DType, str(dtype).removeprefix("torch."))
+
+
+def rule_code(direction: Direction) -> Any:
+    """The core's code for a rule. A user's own has none: the core is then given its weights and reads no rule."""
+    return getattr(module.Rule, direction.rule or "sum")

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..directions import find
+from .step import look, new_rows
+from .tensor_list import GroupOptions, Operands, TensorList, place
+
+
+def gram(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    starts: Sequence[Tensor | None] | None = None,
+    penalties: Sequence[Tensor | None] | None = None,
+    *,
+    sp_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    fused: bool | None = None,
+) -> Tensor:
+    """The Gram numbers <g,g>, <g,r>, <r,r> of each tensor, in one read of the operands.
+
+    ``r = sp_decay * (w - w0) + weight_decay * w + h`` with w of ``params``, g of ``grads``, w0 of ``starts`` and h of
+    ``penalties``; what is absent (None) contributes nothing.
+
+    Args:
+        params: weights in float32, bfloat16, float16 or float64; any shape, dense or not.
+        grads: gradients of the task's loss, shapes and dtypes as ``params``.
+        starts: starting points, shapes as ``params``, any floating dtype.
+        penalties: gradients of feature penalties, shapes and dtypes as ``params``.
+        fused: True: the compiled core; False: PyTorch; None: the core where it serves the tensors.
+
+    Returns:
+        float64 ``[n, 3]``, summed in float64 in an order that does not depend on the number of threads.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: operands that disagree in number, shape, dtype or device.
+    """
+    operands = Operands.lists(params, grads, start=starts, penalty=penalties)
+    group = GroupOptions(0.0, sp_decay, weight_decay, False, find("sum"), "tensor", 1.0)
+    (tensors,) = lists = [TensorList(operands, on_core=place(operands, fused))]
+    rows = new_rows(lists)
+    look(tensors, [group], rows)
+    return rows[:, :3].contiguous()

@@ -1,0 +1,256 @@
+"""What one launch works on: the operands of each parameter, checked once, and the plan the core has made of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..directions import Direction
+from . import core
+
+GRAM_COLUMNS = 5
+"""<g,g>, <g,r>, <r,r>, and for a decoupled penalty's gradient h: <g,h>, <h,h>."""
+
+
+@dataclass
+class GroupOptions:
+    """What every optimizer knows of a parameter group; read anew at each step."""
+
+    lr: float
+    sp_decay: float
+    weight_decay: float
+    decoupled: bool
+    direction: Direction
+    granularity: str
+    gradient_factor: float
+    """1 / loss scale, negative to maximise."""
+
+    @property
+    def rule(self) -> Any:
+        return core.rule_code(self.direction)
+
+
+@dataclass
+class Operands:
+    """One parameter's tensors; all of the weight's shape but ``step`` (0-dim float32 on the CPU)."""
+
+    weight: Tensor
+    gradient: Tensor
+    start: Tensor | None = None
+    penalty: Tensor | None = None
+    compensation: Tensor | None = None
+    states: tuple[Tensor, ...] = ()
+    step: Tensor = field(default_factory=lambda: torch.zeros(()))
+    group: int = 0
+
+    @classmethod
+    def lists(
+        cls,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        *,
+        states: Sequence[Sequence[Tensor]] = (),
+        **optional: Sequence[Any] | None,
+    ) -> list[Operands]:
+        """One ``Operands`` a parameter, from the lists that functional forms take; ``optional`` by operand's name."""
+        given = {name: tensors for name, tensors in optional.items() if tensors is not None}
+        for name, tensors in {"gradient": grads, **given, **{f"states[{k}]": s for k, s in enumerate(states)}}.items():
+            if len(tensors) != len(params):
+                raise ValueError(
+                    f"{name}: expected one tensor for each of the {len(params)} params; got {len(tensors)}"
+                )
+        return [
+            cls(
+                weight,
+                grads[i],
+                states=tuple(state[i] for state in states),
+                **{name: tensors[i] for name, tensors in given.items()},
+            )
+            for i, weight in enumerate(params)
+        ]
+
+    def named(self) -> Iterable[tuple[str, Tensor]]:
+        """Those that must agree with the weight, by name."""
+        for name in ("gradient", "start", "penalty", "compensation"):
+            if (tensor := getattr(self, name)) is not None:
+                yield name, tensor
+        yield from ((f"states[{k}]", state) for k, state in enumerate(self.states))
+
+
+class Addresses(NamedTuple):
+    """What the core reads of an ``Operands``."""
+
+    weight: int
+    gradient: int
+    start: int
+    penalty: int
+    compensation: int
+    states: list[int]
+    step: int
+    length: int
+    group: int
+    dtype: Any
+    start_dtype: Any
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that arithmetic runs in and that moments are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_weight(weight: Tensor, name: str) -> None:
+    """Raises TypeError for what cannot be stepped on, ValueError for a tensor that overlaps itself."""
+    if weight.is_complex():
+        raise TypeError(f"{name} must be real; got {weight.dtype} (optimize torch.view_as_real of it instead)")
+    if not weight.is_floating_point():
+        raise TypeError(f"{name} must be floating point; got {weight.dtype}")
+    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape)):
+        raise ValueError(f"{name} must own each of its elements; got an expanded tensor (strides {weight.stride()})")
+
+
+def check_gradient(gradient: Tensor, name: str) -> None:
+    """Raises RuntimeError for the gradients that no path takes."""
+    if gradient.layout != torch.strided:
+        raise RuntimeError(
+            f"{name} must be dense; got a gradient of layout {gradient.layout}: pytl does not support sparse gradients"
+        )
+    if gradient.is_complex():
+        raise RuntimeError(
+            f"{name} must be real; got a gradient of {gradient.dtype}: pytl does not support complex gradients"
+        )
+
+
+def check(operands: Operands, name: str) -> None:
+    """Raises before anything is changed, naming the operand, what was expected and what was found."""
+    weight = operands.weight
+    check_weight(weight, name)
+    check_gradient(operands.gradient, name)
+    state_dtype = compute_dtype(weight.dtype)
+    for operand, tensor in operands.named():
+        if tensor.shape != weight.shape:
+            raise ValueError(f"{operand} of {name} must have shape {[*weight.shape]}; got {[*tensor.shape]}")
+        if tensor.device != weight.device:
+            raise RuntimeError(f"{operand} of {name} must be on {weight.device}; got {tensor.device}")
+        expected = state_dtype if operand.startswith("states") else weight.dtype
+        if operand == "start":
+            check_weight(tensor, f"start of {name}")
+        elif tensor.dtype != expected:
+            raise TypeError(f"{operand} of {name} must be {expected}; got {tensor.dtype}")
+
+
+class TensorList:
+    """The parameters of one launch, in order, checked. ``on_core``: the compiled core runs it, else PyTorch does.
+
+    The core's plan holds addresses, so it holds as long as nothing moves: ``take`` says whether it still does.
+    Raises what ``check`` raises.
+    """
+
+    def __init__(
+        self, operands: Sequence[Operands], names: Sequence[str] | None = None, *, on_core: bool = True
+    ) -> None:
+        self.operands = list(operands)
+        self.on_core = on_core
+        for i, one in enumerate(self.operands):
+            check(one, names[i] if names else f"weights[{i}]")
+        if on_core:
+            self._plan_for_core()
+
+    def _plan_for_core(self) -> None:
+        gradients = [o.gradient for o in self.operands]
+        self._weights = [o.weight for o in self.operands]
+        self._copies = {i: torch.empty_like(w) for i, w in enumerate(self._weights) if not in_order(gradients[i], w)}
+        if self._copies:
+            warnings.warn(
+                f"{len(self._copies)} gradients keep their elements in another order than their weights: "
+                "each is copied once a step",
+                stacklevel=2,
+            )
+        many = [i for i, w in enumerate(self._weights) if w.numel() > 1 and i not in self._copies]
+        self._contiguous = [i for i in many if gradients[i].is_contiguous()]
+        self._strided = [(i, gradients[i].stride()) for i in many if not gradients[i].is_contiguous()]
+        self._weight_addresses = list(map(Tensor.data_ptr, self._weights))
+        self._no_penalties = [0] * len(self.operands)
+        self._renewed = self._addresses_of(gradients), self._penalty_addresses([o.penalty for o in self.operands])
+        self.plan = core.module.Plan([self._addresses(i) for i in range(len(self.operands))])
+
+    def __len__(self) -> int:
+        return len(self.operands)
+
+    def take(self, gradients: Sequence[Tensor], penalties: Sequence[Tensor | None] | None = None) -> bool:
+        """Takes a step's gradients; False where a weight has moved or a gradient's layout has changed: plan anew."""
+        if not self.on_core:
+            for i, operands in enumerate(self.operands):
+                operands.gradient = gradients[i]
+                operands.penalty = penalties[i] if penalties else None
+            return True
+        if list(map(Tensor.data_ptr, self._weights)) != self._weight_addresses:
+            return False
+        if not all([gradients[i].is_contiguous() for i in self._contiguous]):
+            return False
+        if any(gradients[i].stride() != stride for i, stride in self._strided):
+            return False
+        addresses = self._addresses_of(gradients), self._penalty_addresses(penalties)
+        if addresses != self._renewed:
+            self.plan.renew(*addresses)
+            self._renewed = addresses
+        return True
+
+    def _penalty_addresses(self, penalties: Sequence[Tensor | None] | None) -> list[int]:
+        return [_address(h) for h in penalties] if penalties else self._no_penalties
+
+    def _addresses_of(self, gradients: Sequence[Tensor]) -> list[int]:
+        addresses = list(map(Tensor.data_ptr, gradients))
+        for i, copy in self._copies.items():
+            addresses[i] = copy.copy_(gradients[i]).data_ptr()
+        return addresses
+
+    def _addresses(self, index: int) -> Addresses:
+        o = self.operands[index]
+        return Addresses(
+            weight=o.weight.data_ptr(),
+            gradient=self._renewed[0][index],
+            start=_address(o.start),
+            penalty=self._renewed[1][index],
+            compensation=_address(o.compensation),
+            states=[_address(state) for state in o.states],
+            step=_address(o.step),
+            length=o.weight.numel(),
+            group=o.group,
+            dtype=core.dtype_code(o.weight.dtype),
+            start_dtype=core.dtype_code((o.weight if o.start is None else o.start).dtype),
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def core_takes(operands: Operands) -> bool:
+    """Whether the core can run this parameter: a device and dtypes it knows, and operands in one dense order."""
+    weight = operands.weight
+    others = [tensor for name, tensor in operands.named() if name != "gradient"]
+    if any(core.why_not(t.device, t.dtype) for t in (weight, *others)):
+        return False
+    return core.is_dense(weight) and all(in_order(t, weight) for t in others)
+
+
+def in_order(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether both keep the elements of their common shape in the same order, without gaps."""
+    if tensor.numel() <= 1:
+        return True
+    return all(a == b for a, b, size in zip(tensor.stride(), weight.stride(), weight.shape) if size != 1)
+
+
+def place(operands: Sequence[Operands], fused: bool | None) -> bool:
+    """Whether the core runs these operands. Raises RuntimeError where ``fused=True`` asks for what it cannot."""
+    on_core = fused is not False and all(map(core_takes, operands))
+    if fused and not on_core:
+        reasons = {core.why_not(o.weight.device, o.weight.dtype) for o in operands} - {""}
+        why = "; ".join(sorted(reasons)) or "a tensor has gaps, or its operands lie in another order"
+        raise RuntimeError(f"fused=True needs tensors that the compiled core serves: {why}")
+    return on_core

@@ -1,0 +1,257 @@
+"""What pytl.SGD and pytl.AdamW share: groups, state, starting point, penalties, and one step over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..directions import find
+from ..ops.step import Run, look_and_step
+from ..ops.tensor_list import GRAM_COLUMNS, GroupOptions, Operands, check_gradient, check_weight, compute_dtype
+from .options import check_max_grad_norm, check_options, is_anchored, wants_core
+from .plan import Plan, Signature, split
+from .report import Report, make_report
+from .start import Source, StartingPoint
+from .state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
+
+
+def _named(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+    return zip(names, group["params"], strict=True)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """The common face. A subclass says which options and states it has, and which of ``pytl.ops`` takes the step."""
+
+    _step_supports_amp_scaling = True
+    _run: Run
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        start: Source,
+        start_dtype: torch.dtype | str,
+        start_device: torch.device | str | None,
+        compensated: bool | None,
+        max_grad_norm: float | None,
+    ) -> None:
+        check_max_grad_norm(max_grad_norm)
+        self.max_grad_norm = max_grad_norm
+        self._start = StartingPoint(start, start_dtype, start_device)
+        self._compensated = compensated
+        self._penalties: dict[Tensor, Tensor] = {}
+        self._plan: Plan | None = None
+        super().__init__(params, defaults)
+
+        self._check_start()
+
+    # What a subclass says:
+
+    def _options(self, group: dict[str, Any], gradient_factor: float) -> GroupOptions:
+        raise TypeError(f"{type(self).__name__} must define _options(group, gradient_factor)")
+
+    def _states(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the moments that a group's options ask for, in the formula's order."""
+        raise TypeError(f"{type(self).__name__} must define _states(group)")
+
+    # Groups:
+
+    @torch._disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, in the middle of training as well. Raises before anything is changed."""
+        if isinstance(param_group, dict):
+            check_options(self.defaults | param_group)
+        super().add_param_group(param_group)
+        try:
+            for name, p in _named(self.param_groups[-1]):
+                check_weight(p, name)
+            check_overlap(self._params())
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        self._plan = None
+
+    def _params(self) -> list[Tensor]:
+        return list(dict.fromkeys(chain.from_iterable(group["params"] for group in self.param_groups)))
+
+    def _check_start(self) -> None:
+        if self._start.source is None:
+            return
+        if "param_names" not in self.param_groups[0]:
+            raise ValueError(
+                "start needs the parameters' names: pass model.named_parameters() or pytl.param_groups(model)"
+            )
+        named = [(name, p, is_anchored(group)) for group in self.param_groups for name, p in _named(group)]
+        anchored = {name: p for name, p, is_one in named if is_one}
+        self._start.check(anchored, [name for name, _, is_one in named if not is_one])
+
+    # The step:
+
+    @torch._disable_dynamo
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step; with a closure, calls it first, with gradients enabled, and returns its value.
+
+        Under a ``GradScaler`` gradients are unscaled on the way, and an overflow leaves everything as it is.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
+            self._penalties.clear()
+            return
+        plan = self._current_plan()
+        if not plan.lists:
+            return
+        factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
+        options = [self._options(group, -factor if group["maximize"] else factor) for group in self.param_groups]
+        look_and_step(plan.lists, options, type(self)._run, plan.rows, self.max_grad_norm)
+        plan.publish()
+        torch.autograd.graph.increment_version(plan.on_core)
+        self._penalties.clear()
+
+    def _current_plan(self) -> Plan:
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        signature = [self._signature(group) for group in self.param_groups]
+        plan = self._plan
+        if plan is None or not plan.holds(params, grads, signature) or not plan.take(grads, self._penalties):
+            plan = self._plan = self._new_plan(params, grads, signature)
+        return plan
+
+    def _signature(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return is_anchored(group), group["fused"], group["foreach"], self._states(group)
+
+    def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
+        members = [(k, name, p) for k, group in enumerate(self.param_groups) for name, p in _named(group)]
+        first = {p: i for i, p in reversed([*enumerate(params)])}
+        stepped = [(i, g) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
+        for i, grad in stepped:
+            check_gradient(grad, members[i][1])
+        self._check_start()
+        operands = [self._operands(members[i][0], members[i][1], params[i], grad) for i, grad in stepped]
+        fused = [wants_core(self.param_groups[o.group]) for o in operands]
+        lists, indices = split(operands, [members[i][1] for i, _ in stepped], fused)
+        return Plan(
+            params=params,
+            absent=[i for i, grad in enumerate(grads) if grad is None],
+            signature=signature,
+            lists=lists,
+            indices=[[stepped[k][0] for k in index] for index in indices],
+            gram=torch.zeros(len(params), GRAM_COLUMNS, dtype=torch.float64),
+        )
+
+    # State:
+
+    def _operands(self, group_index: int, name: str, p: Tensor, grad: Tensor) -> Operands:
+        """A parameter's operands; makes what its state lacks."""
+        group, state = self.param_groups[group_index], self.state[p]
+        moments = self._states(group)
+        state["step"] = step_tensor(state.get("step"), taken=any(state.get(name) is not None for name in moments))
+        for moment in moments:
+            state[moment] = in_weights_order(state.get(moment), p, compute_dtype(p.dtype))
+        if is_anchored(group) and "start" not in state:
+            state["start"] = self._start.of(name, p)
+        if p.dtype.itemsize == 2 and self._compensated is not False:
+            state["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
+        start = state.get("start")
+        return Operands(
+            weight=p.detach() if not self.defaults["differentiable"] else p,
+            gradient=grad,
+            start=None if start is None else start.to(p.device),
+            penalty=self._penalties.get(p),
+            compensation=state.get("compensation"),
+            states=tuple(state[moment] for moment in moments),
+            step=state["step"],
+            group=group_index,
+        )
+
+    def take_penalty(self, value: Tensor) -> None:
+        """Keeps the gradient of a feature penalty apart from the task's, for the direction to join.
+
+        Once a micro-batch, before ``loss.backward()``: the graph that both share is kept. Gradients accumulate until the
+        step, as those of the task do. Raises ValueError for what is no scalar or depends on no parameter.
+        """
+        params = [p for p in self._params() if p.requires_grad]
+        if value.numel() != 1 or not value.requires_grad:
+            found = f"shape {[*value.shape]}, requires_grad={value.requires_grad}"
+            raise ValueError(f"value must be a scalar that depends on the parameters; got {found}")
+        gradients = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+        for p, h in zip(params, gradients, strict=True):
+            if h is not None:
+                if p not in self._penalties:
+                    self._penalties[p] = torch.zeros_like(p)
+                self._penalties[p] += h.detach()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients, those of the penalties as well."""
+        super().zero_grad(set_to_none)
+        self._penalties.clear()
+
+    # What the last step saw:
+
+    @property
+    def gram(self) -> Tensor:
+        """<g,g>, <g,r>, <r,r> of each parameter in the last step: float64 ``[n, 3]``; rows without a gradient are 0."""
+        return self._seen().gram[:, :3]
+
+    @property
+    def penalty_gram(self) -> Tensor:
+        """<g,g>, <g,h>, <h,h> with the penalty's gradient h, where decoupled; float64 ``[n, 3]``."""
+        return self._seen().gram[:, [0, 3, 4]]
+
+    def report(self) -> Report:
+        """The last step in numbers, by tensor and in all. Reads the weights once."""
+        return make_report(self._seen(), self.param_groups, self.state)
+
+    def _seen(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("there are no Gram numbers before the first step")
+        return self._plan
+
+    # Saving and loading:
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch; directions are saved by name."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group["direction"] = find(group["direction"]).name
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but every tensor keeps its dtype. A state dict of torch's optimizers loads as well."""
+        loaded: dict[str, Any] = {}
+        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        after = self.register_load_state_dict_post_hook(lambda _: restore_dtypes(self, loaded), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("max_grad_norm", "_start", "_compensated")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        current = getattr(self, "param_groups", None) or [{} for _ in state["param_groups"]]
+        for group, old in zip(state["param_groups"], current, strict=True):
+            for name, value in ((state.get("defaults") or self.defaults) | old).items():
+                group.setdefault(name, value)
+            group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
+        super().__setstate__(state)
+        self._plan, self._penalties = None, {}
+
+

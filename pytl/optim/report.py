@@ -1,0 +1,69 @@
+"""What the last step saw, by tensor and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.tensor_list import compute_dtype
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of one step; lists are in parameter order."""
+
+    names: list[str]
+    cosine: list[float]
+    """cos(g, r) of each tensor, in [-1, 1]; NaN where g or r is 0."""
+    conflict_rate: float
+    """Share of the tensors with r != 0 whose <g,r> < 0; NaN where there are none."""
+    penalty: float
+    """``sum of sp_decay/2 |w - w0|^2 + weight_decay/2 |w|^2`` over all tensors, at the weights of now."""
+    distance: list[float]
+    """|w - w0| of each tensor, at the weights of now; 0 where there is no starting point."""
+    nonfinite: int
+    """How many tensors had a gradient that is not finite."""
+    start_bytes: int
+    """Memory that the starting points take."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        share = "no regulariser" if self.conflict_rate != self.conflict_rate else f"conflict {self.conflict_rate:.0%}"
+        total = sum(d * d for d in self.distance) ** 0.5
+        return f"{len(self.names)} tensors: {share}, penalty {self.penalty:.4g}, |w - w0| {total:.4g}, {self.nonfinite} not finite"
+
+
+@torch.no_grad()
+def make_report(plan: Plan, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> Report:
+    """One synchronisation: everything is gathered on the device and read at once."""
+    gg, gr, rr = plan.gram[:, :3].unbind(1)
+    pulled = rr > 0
+    members = [(p, group) for group in groups for p in group["params"]]
+    starts = [state[p].get("start") if p in state else None for p, _ in members]
+    distance = torch.stack([_distance(p, start) for (p, _), start in zip(members, starts, strict=True)])
+    norm = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64) for p, _ in members])
+    sp_decay = norm.new_tensor([float(group["sp_decay"]) for _, group in members])
+    weight_decay = norm.new_tensor([float(group["weight_decay"]) for _, group in members])
+    return Report(
+        names=[name for group in groups for name in group.get("param_names", map(str, range(len(group["params"]))))],
+        cosine=(gr / (gg.sqrt() * rr.sqrt())).tolist(),
+        conflict_rate=float((gr[pulled] < 0).double().mean()),
+        penalty=float((sp_decay * distance**2 + weight_decay * norm**2).sum() / 2),
+        distance=distance.tolist(),
+        nonfinite=int((~gg.isfinite()).sum()),
+        start_bytes=sum(start.nbytes for start in starts if start is not None),
+    )
+
+
+def _distance(p: Tensor, start: Tensor | None) -> Tensor:
+    if start is None:
+        return torch.zeros((), dtype=torch.float64, device=p.device)
+    dtype = compute_dtype(p.dtype)
+    return torch.linalg.vector_norm(p.to(dtype) - start.to(p.device, dtype), dtype=torch.float64)
