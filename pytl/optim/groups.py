@@ -1,0 +1,173 @@
+"""Parameter groups for transfer: which weights are new, how deep each lies, how much of the source each keeps."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Head = str | nn.Module | Sequence["str | nn.Module"]
+
+_HEAD_NAMES = ("classifier", "head", "heads", "fc", "score", "qa_outputs")
+_BLOCK = re.compile(r"^((?:.*?[._])?\d+)(?=[._]|$)")  # "encoder.layer.3", "layer1.0", "encoder_layer_3", "0"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter's place in the network."""
+
+    name: str
+    param: Tensor
+    depth: int
+    role: str
+    """"transferred", "not transferred" (a block above the fraction) or "new" (the head)."""
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    head: Head | None = None,
+    transfer: float = 1.0,
+    lr: float | None = None,
+    head_lr: float | None = None,
+    layer_decay: float = 1.0,
+    sp_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    head_weight_decay: float | None = None,
+    decay_norm_and_bias: bool = False,
+    verbose: bool = True,
+) -> list[dict[str, Any]]:
+    """Groups for ``pytl.SGD``, ``pytl.AdamW`` or any torch optimizer, with the parameters' names.
+
+    Transferred weights are pulled to where they start (``sp_decay``), with ``weight_decay`` beside it if asked for; the
+    new head and blocks above the transferred share are pulled to zero (``head_weight_decay``). Biases and norms (one
+    dimension or none) are not pulled, as in the released code of L2-SP (arXiv:1802.01483).
+
+    Args:
+        model: any module; parameters that are frozen now (``requires_grad=False``) are left out.
+        head: the new layers, by name, by module, or several. None finds them: what a Hugging Face checkpoint lacked, a
+            timm model's classifier, or a child named classifier, head, heads, fc, score or qa_outputs. ``()``: none.
+        transfer: share of the depth blocks that count as transferred, from the input on, in [0, 1].
+        lr: rate of the topmost block; None: the optimizer's.
+        head_lr: rate of the head; None: ``lr``.
+        layer_decay: factor between the rates of neighbouring depth blocks, from the head down (timm's rule:
+            ``lr * layer_decay ** (L - 1 - i)`` for depth i of L). Needs ``lr``.
+        sp_decay, weight_decay: strengths for transferred weights.
+        head_weight_decay: strength for the others; None: ``weight_decay``.
+        decay_norm_and_bias: pull biases and norms as well.
+        verbose: print what is anchored and what is new.
+
+    Returns:
+        Groups with "params" as (name, parameter) pairs, "lr" where given, "sp_decay", "weight_decay" and "role".
+
+    Raises:
+        ValueError: a head that is not in the model (with the nearest names), a share outside [0, 1], no parameters.
+    """
+    if not 0.0 <= transfer <= 1.0:
+        raise ValueError(f"transfer must be in [0, 1]; got {transfer}")
+    if not layer_decay > 0 or (layer_decay != 1.0 and lr is None):
+        raise ValueError(f"layer_decay must be > 0 and needs lr; got layer_decay={layer_decay}, lr={lr}")
+    members = list(_members(model, head, transfer))
+    if not members:
+        raise ValueError("model must have a parameter with requires_grad=True; got none")
+    top = max(member.depth for member in members)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for member in members:
+        rate = head_lr if member.role == "new" and head_lr is not None else lr
+        options: dict[str, Any] = {} if rate is None else {"lr": rate * layer_decay ** (top - member.depth)}
+        pulled = decay_norm_and_bias or member.param.dim() > 1
+        kept = member.role == "transferred"
+        others = weight_decay if head_weight_decay is None else head_weight_decay
+        options["sp_decay"] = sp_decay if kept and pulled else 0.0
+        options["weight_decay"] = (weight_decay if kept else others) if pulled else 0.0
+        options["role"] = member.role
+        key = tuple(options.items())
+        groups.setdefault(key, {"params": [], **options})["params"].append((member.name, member.param))
+    if verbose:
+        print(summary(groups.values()))
+    return list(groups.values())
+
+
+def summary(groups: Iterable[dict[str, Any]]) -> str:
+    """One line a group: its role, size and options."""
+    lines = ["role             tensors  parameters  pull"]
+    for group in groups:
+        size = sum(p.numel() for _, p in group["params"])
+        strengths = {"to the start": group["sp_decay"], "to zero": group["weight_decay"]}
+        pull = ", ".join(f"{strength:g} {where}" for where, strength in strengths.items() if strength) or "none"
+        rate = f", lr {group['lr']:.3g}" if "lr" in group else ""
+        lines.append(f"{group['role']:15}  {len(group['params']):7}  {size:10,}  {pull}{rate}")
+    return "\n".join(lines)
+
+
+def _members(model: nn.Module, head: Head | None, transfer: float) -> Iterator[Member]:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    new = head_names(model, head)
+    depths = depth_order([name for name, _ in named if name not in new])
+    blocks = 1 + max(depths.values(), default=-1)
+    for name, p in named:
+        if name in new:
+            yield Member(name, p, blocks, "new")
+        else:
+            kept = depths[name] < round(transfer * blocks)
+            yield Member(name, p, depths[name], "transferred" if kept else "not transferred")
+
+
+def depth_order(names: Sequence[str]) -> dict[str, int]:
+    """The depth block of each parameter, 0 at the input, in the order of registration.
+
+    A numbered module ("encoder.layer.3", "layer1.0") is a block; what stands before the first is block 0 (the stem),
+    what stands after one belongs to it. Without numbers each child of the model is a block.
+    """
+    keys = [match[1] if (match := _BLOCK.match(name)) else None for name in names]
+    if not any(keys):
+        keys = [name.split(".")[0] for name in names]
+    depths: dict[str, int] = {}
+    order: dict[str, int] = {}
+    block = ""  # the stem
+    for name, key in zip(names, keys, strict=True):
+        block = key or block
+        depths[name] = order.setdefault(block, len(order))
+    return depths
+
+
+def head_names(model: nn.Module, head: Head | None) -> set[str]:
+    """The names of the head's parameters: those asked for, or those that look new."""
+    if head is None:
+        return _new_in_checkpoint(model) or _named_classifier(model)
+    parts = [head] if isinstance(head, str | nn.Module) else head
+    return {name for part in parts for name in _names_of(model, part)}
+
+
+def _names_of(model: nn.Module, part: str | nn.Module) -> list[str]:
+    named = dict(model.named_parameters())
+    if isinstance(part, nn.Module):
+        own = {id(p) for p in part.parameters()}
+        names = [name for name, p in named.items() if id(p) in own]
+    else:
+        names = [name for name in named if name == part or name.startswith(part + ".")]
+    if not names:
+        known = {name.rpartition(".")[0] for name in named}
+        near = difflib.get_close_matches(str(part), known, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"head must name layers of the model that have parameters; got {part!r}{hint}")
+    return names
+
+
+def _new_in_checkpoint(model: nn.Module) -> set[str]:
+    """What transformers' from_pretrained did not find in the checkpoint: it marks what it did."""
+    marked = {name: getattr(p, "_is_hf_initialized", False) for name, p in model.named_parameters()}
+    return {name for name, loaded in marked.items() if not loaded} if any(marked.values()) else set()
+
+
+def _named_classifier(model: nn.Module) -> set[str]:
+    get_classifier = getattr(model, "get_classifier", None)  # timm
+    candidates = [get_classifier()] if callable(get_classifier) else [getattr(model, n, None) for n in _HEAD_NAMES]
+    for module in candidates:
+        if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            return set(_names_of(model, module))
+    return set()
