@@ -29,9 +29,9 @@ const std::vector<InstructionSet>& known() {
 #if defined(PYTL_X86)
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl"),
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
        avx512::float_loops, avx512::double_loops},
-      {"avx2", static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::float_loops, avx2::double_loops},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::float_loops, avx2::double_loops},
 #endif
       {"baseline", true, baseline::float_loops, baseline::double_loops},
   };

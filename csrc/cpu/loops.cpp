@@ -69,38 +69,36 @@ void narrow_sum(DType dtype, const Real* from, int64_t n, void* high, void* low)
   if (dtype == DType::float16) narrow_sum_tile(from, n, static_cast<float16*>(high), static_cast<float16*>(low));
 }
 
-constexpr int kLanes = 16;
-
-struct LaneSums {
-  double lanes[kLanes] = {};
-
-  double total() const {
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
-  }
-};
+// sum + a * b. The product of two floats is exact in double, so fusing changes no bit there; that of two doubles is
+// not.
+template <class Real>
+PYTL_INLINE double add_product(double sum, double a, double b) {
+#if defined(__FMA__)
+  if (sizeof(Real) == sizeof(float)) return __builtin_fma(a, b, sum);
+#endif
+  return sum + a * b;
+}
 
 // penalty_apart: the penalty has rows of its own (decoupled), else it is part of r.
 template <class Real, bool regularised, bool penalty_apart>
-void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramRow& row) {
+void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums) {
   const Real* __restrict w = tile.weight, * __restrict grad = tile.gradient, * __restrict start = tile.start, * __restrict penalty = tile.penalty;
   const Pull<Real> pull = terms.pull;
   const Real factor = terms.gradient_factor;
-  LaneSums gg, gr, rr, gh, hh;
+  LaneSums gg = sums.gg, gr = sums.gr, rr = sums.rr, gh = sums.gh, hh = sums.hh;
   const auto add = [&](int lane, int64_t i) __attribute__((always_inline)) {
     const Real scaled = factor * grad[i];
     const double g = scaled;
-    gg.lanes[lane] += g * g;
+    gg.lanes[lane] = add_product<Real>(gg.lanes[lane], g, g);
     if (!regularised) return;
     const Real pulled = pull(w[i], start[i]);
     const double r = penalty_apart ? pulled : pulled + penalty[i];
-    gr.lanes[lane] += g * r;
-    rr.lanes[lane] += r * r;
+    gr.lanes[lane] = add_product<Real>(gr.lanes[lane], g, r);
+    rr.lanes[lane] = add_product<Real>(rr.lanes[lane], r, r);
     if (!penalty_apart) return;
     const double h = penalty[i];
-    gh.lanes[lane] += g * h;
-    hh.lanes[lane] += h * h;
+    gh.lanes[lane] = add_product<Real>(gh.lanes[lane], g, h);
+    hh.lanes[lane] = add_product<Real>(hh.lanes[lane], h, h);
   };
   const int64_t whole = tile.length - tile.length % kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
@@ -108,18 +106,16 @@ void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramRow& row) {
     for (int lane = 0; lane < kLanes; lane++) add(lane, i + lane);
   }
   for (int64_t i = whole; i < tile.length; i++) add(static_cast<int>(i - whole), i);
-  row.gg += gg.total();
-  row.gr += gr.total();
-  row.rr += rr.total();
-  row.gh += gh.total();
-  row.hh += hh.total();
+  sums.gg = gg;
+  if (regularised) sums.gr = gr, sums.rr = rr;
+  if (penalty_apart) sums.gh = gh, sums.hh = hh;
 }
 
 template <class Real>
-void gram(const Tile<Real>& tile, const Terms<Real>& terms, GramRow& row) {
-  if (!terms.regularised) return gram_tile<Real, false, false>(tile, terms, row);
-  if (!terms.decoupled) return gram_tile<Real, true, false>(tile, terms, row);
-  return gram_tile<Real, true, true>(tile, terms, row);
+void gram(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums) {
+  if (!terms.regularised) return gram_tile<Real, false, false>(tile, terms, sums);
+  if (!terms.penalised || !terms.decoupled) return gram_tile<Real, true, false>(tile, terms, sums);
+  return gram_tile<Real, true, true>(tile, terms, sums);
 }
 
 // One tile's update: direction, the optimizer's step, and what moves the weight beside it.

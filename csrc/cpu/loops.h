@@ -8,7 +8,7 @@
 
 namespace pytl::cpu {
 
-constexpr int64_t kTile = 1024;
+constexpr int64_t kTile = 512;
 
 template <class Real>
 struct Tile {
@@ -27,7 +27,28 @@ struct Terms {
   Real gradient_factor, lr;
   Real moments_g, moments_r, beside_g, beside_r;
   bool regularised;  // there is a pull or a penalty
+  bool penalised;    // there is a penalty
   bool decoupled;
+};
+
+// Gram numbers on the way: element i of a chunk is summed in lane i % kLanes, in float64, and the lanes are added in
+// order at the chunk's end. So the bits depend neither on the vector width nor on the tiles.
+constexpr int kLanes = 16;
+
+struct LaneSums {
+  double lanes[kLanes] = {};
+
+  double total() const {
+    double sum = 0;
+    for (double lane : lanes) sum += lane;
+    return sum;
+  }
+};
+
+struct GramSums {
+  LaneSums gg, gr, rr, gh, hh;
+
+  GramRow total() const { return {gg.total(), gr.total(), rr.total(), gh.total(), hh.total()}; }
 };
 
 template <class Real>
@@ -37,8 +58,7 @@ struct Loops {
   // A compensated weight is the unevaluated sum of two numbers of its dtype.
   void (*widen_sum)(DType, const void* high, const void* low, int64_t length, Real* to);
   void (*narrow_sum)(DType, const Real* from, int64_t length, void* high, void* low);
-  // Adds to the row. Sums are taken in float64 over 16 lanes, then lane by lane: the same bits on every machine.
-  void (*gram)(const Tile<Real>&, const Terms<Real>&, GramRow&);
+  void (*gram)(const Tile<Real>&, const Terms<Real>&, GramSums&);
   void (*sgd)(const Tile<Real>&, const Terms<Real>&, const SGD<Real>&, Momentum);
   void (*adamw)(const Tile<Real>&, const Terms<Real>&, const AdamW<Real>&, bool amsgrad);
 };

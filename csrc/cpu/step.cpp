@@ -78,6 +78,7 @@ Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& w) {
   t.beside_g = static_cast<Real>(w.beside_g);
   t.beside_r = static_cast<Real>(w.beside_r);
   t.regularised = is_regularised(p, group);
+  t.penalised = p.penalty != nullptr;
   t.decoupled = group.decoupled;
   return t;
 }
@@ -142,11 +143,11 @@ void for_each_tile(const Schedule::Chunk& chunk, Visit visit) {
 template <class Real>
 GramRow look_at(const Parameter& p, const Group& group, const Schedule::Chunk& chunk) {
   const Terms<Real> t = terms<Real>(p, group, kPlain);
-  GramRow row = {};
+  GramSums sums;
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
-    loops<Real>().gram(Staged<Real>(p, offset, length).tile(), t, row);
+    loops<Real>().gram(Staged<Real>(p, offset, length).tile(), t, sums);
   });
-  return row;
+  return sums.total();
 }
 
 // Takes the step on a chunk; with `look`, its Gram numbers are added up on the way, for no more traffic.
@@ -155,14 +156,14 @@ GramRow step_on(const Parameter& p, const typename Run::Options& group, const Sc
                 const WeightsRow& weights, bool look) {
   const Terms<Real> t = terms<Real>(p, group, weights);
   const auto formula = Run::template formula<Real>(group, *p.step + 1.0);
-  GramRow row = {};
+  GramSums sums;
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
     Staged<Real> staged(p, offset, length);
-    if (look) loops<Real>().gram(staged.tile(), t, row);
+    if (look) loops<Real>().gram(staged.tile(), t, sums);
     Run::tile(staged.tile(), t, formula, group);
     staged.store();
   });
-  return row;
+  return sums.total();
 }
 
 // One pass over a list.
