@@ -40,7 +40,7 @@ struct SGDGroup : Group {
 struct AdamWGroup : Group {
   double beta1, beta2, eps;
   bool amsgrad;
-  double prepared_step = 0, correction1, correction2;  // 1 - beta^prepared_step
+  double prepared_step = 0, corrected_lr, inverse_root_correction;  // as in formulas/adamw.h, of that step
 };
 
 // One row a parameter: the numbers that one look at the operands gives. r is the pull, with the penalty where the

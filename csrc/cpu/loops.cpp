@@ -69,14 +69,16 @@ void narrow_sum(DType dtype, const Real* from, int64_t n, void* high, void* low)
   if (dtype == DType::float16) narrow_sum_tile(from, n, static_cast<float16*>(high), static_cast<float16*>(low));
 }
 
-// sum + a * b. The product of two floats is exact in double, so fusing changes no bit there; that of two doubles is
-// not.
+// The product of two floats is exact in double, so fusing it with the sum changes no bit; that of two doubles is not.
 template <class Real>
-PYTL_INLINE double add_product(double sum, double a, double b) {
+PYTL_INLINE void add_product(double& sum, double a, double b) {
 #if defined(__FMA__)
-  if (sizeof(Real) == sizeof(float)) return __builtin_fma(a, b, sum);
+  if (sizeof(Real) == sizeof(float)) {
+    sum = __builtin_fma(a, b, sum);
+    return;
+  }
 #endif
-  return sum + a * b;
+  sum += a * b;
 }
 
 // penalty_apart: the penalty has rows of its own (decoupled), else it is part of r.
@@ -85,36 +87,40 @@ void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums)
   const Real* __restrict w = tile.weight, * __restrict grad = tile.gradient, * __restrict start = tile.start, * __restrict penalty = tile.penalty;
   const Pull<Real> pull = terms.pull;
   const Real factor = terms.gradient_factor;
-  LaneSums gg = sums.gg, gr = sums.gr, rr = sums.rr, gh = sums.gh, hh = sums.hh;
-  const auto add = [&](int lane, int64_t i) __attribute__((always_inline)) {
+  const auto add = [&](LaneSums* of, int lane, int64_t i) __attribute__((always_inline)) {
     const Real scaled = factor * grad[i];
     const double g = scaled;
-    gg.lanes[lane] = add_product<Real>(gg.lanes[lane], g, g);
-    if (!regularised) return;
-    const Real pulled = pull(w[i], start[i]);
-    const double r = penalty_apart ? pulled : pulled + penalty[i];
-    gr.lanes[lane] = add_product<Real>(gr.lanes[lane], g, r);
-    rr.lanes[lane] = add_product<Real>(rr.lanes[lane], r, r);
-    if (!penalty_apart) return;
-    const double h = penalty[i];
-    gh.lanes[lane] = add_product<Real>(gh.lanes[lane], g, h);
-    hh.lanes[lane] = add_product<Real>(hh.lanes[lane], h, h);
+    add_product<Real>(of[GramSums::gg].lanes[lane], g, g);
+    if constexpr (regularised) {
+      const Real pulled = pull(w[i], start[i]);
+      const double r = penalty_apart ? pulled : pulled + penalty[i];
+      add_product<Real>(of[GramSums::gr].lanes[lane], g, r);
+      add_product<Real>(of[GramSums::rr].lanes[lane], r, r);
+    }
+    if constexpr (penalty_apart) {
+      const double h = penalty[i];
+      add_product<Real>(of[GramSums::gh].lanes[lane], g, h);
+      add_product<Real>(of[GramSums::hh].lanes[lane], h, h);
+    }
   };
+  constexpr int used = !regularised ? 1 : !penalty_apart ? 3 : 5;
   const int64_t whole = tile.length - tile.length % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
+  if (whole) {  // a copy, so that the lanes stay in registers
+    LaneSums of[used];
+    for (int k = 0; k < used; k++) of[k] = sums.of[k];
+    for (int64_t i = 0; i < whole; i += kLanes) {
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; lane++) add(lane, i + lane);
+      for (int lane = 0; lane < kLanes; lane++) add(of, lane, i + lane);
+    }
+    for (int k = 0; k < used; k++) sums.of[k] = of[k];
   }
-  for (int64_t i = whole; i < tile.length; i++) add(static_cast<int>(i - whole), i);
-  sums.gg = gg;
-  if (regularised) sums.gr = gr, sums.rr = rr;
-  if (penalty_apart) sums.gh = gh, sums.hh = hh;
+  for (int64_t i = whole; i < tile.length; i++) add(sums.of, static_cast<int>(i - whole), i);
 }
 
 template <class Real>
 void gram(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums) {
-  if (!terms.regularised) return gram_tile<Real, false, false>(tile, terms, sums);
-  if (!terms.penalised || !terms.decoupled) return gram_tile<Real, true, false>(tile, terms, sums);
+  if (sums.used == 1) return gram_tile<Real, false, false>(tile, terms, sums);
+  if (sums.used == 3) return gram_tile<Real, true, false>(tile, terms, sums);
   return gram_tile<Real, true, true>(tile, terms, sums);
 }
 

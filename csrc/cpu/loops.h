@@ -29,26 +29,41 @@ struct Terms {
   bool regularised;  // there is a pull or a penalty
   bool penalised;    // there is a penalty
   bool decoupled;
+
+  void take(const WeightsRow& w) {
+    moments_g = static_cast<Real>(w.moments_g), moments_r = static_cast<Real>(w.moments_r);
+    beside_g = static_cast<Real>(w.beside_g), beside_r = static_cast<Real>(w.beside_r);
+  }
+  int gram_numbers() const { return !regularised ? 1 : penalised && decoupled ? 5 : 3; }
 };
 
 // Gram numbers on the way: element i of a chunk is summed in lane i % kLanes, in float64, and the lanes are added in
-// order at the chunk's end. So the bits depend neither on the vector width nor on the tiles.
+// one order at the chunk's end. So the bits depend neither on the vector width nor on the tiles.
 constexpr int kLanes = 16;
 
 struct LaneSums {
-  double lanes[kLanes] = {};
+  double lanes[kLanes];
 
   double total() const {
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
+    double half[kLanes / 2];
+    for (int i = 0; i < kLanes / 2; i++) half[i] = lanes[i] + lanes[i + kLanes / 2];
+    return ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
   }
 };
 
 struct GramSums {
-  LaneSums gg, gr, rr, gh, hh;
+  enum { gg, gr, rr, gh, hh, kCount };
+  int used;  // how many there are: 1 without a regulariser, 3 with one, 5 with the penalty apart
+  LaneSums of[kCount];
 
-  GramRow total() const { return {gg.total(), gr.total(), rr.total(), gh.total(), hh.total()}; }
+  explicit GramSums(int count) : used(count) {
+    for (int k = 0; k < used; k++) of[k] = {};
+  }
+
+  GramRow total() const {
+    const auto sum = [this](int k) { return k < used ? of[k].total() : 0.0; };
+    return {sum(gg), sum(gr), sum(rr), sum(gh), sum(hh)};
+  }
 };
 
 template <class Real>

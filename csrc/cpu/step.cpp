@@ -73,10 +73,7 @@ Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& w) {
   t.pull = {static_cast<Real>(p.start ? group.sp_decay : 0), static_cast<Real>(group.weight_decay)};
   t.gradient_factor = static_cast<Real>(group.gradient_factor);
   t.lr = static_cast<Real>(group.lr);
-  t.moments_g = static_cast<Real>(w.moments_g);
-  t.moments_r = static_cast<Real>(w.moments_r);
-  t.beside_g = static_cast<Real>(w.beside_g);
-  t.beside_r = static_cast<Real>(w.beside_r);
+  t.take(w);
   t.regularised = is_regularised(p, group);
   t.penalised = p.penalty != nullptr;
   t.decoupled = group.decoupled;
@@ -110,22 +107,23 @@ struct RunSGD {
 struct RunAdamW {
   using Options = AdamWGroup;
   static int states(const Options& o) { return o.amsgrad ? 3 : 2; }
-  // Powers are dear beside a small tensor's step, and most parameters of a group are at the same step.
+  // Powers and roots are dear beside a small tensor's step, and most parameters of a group are at the same step.
   static void prepare(Options& o, double step) {
     if (o.prepared_step == step) return;
     o.prepared_step = step;
-    o.correction1 = 1 - std::pow(o.beta1, step);
-    o.correction2 = 1 - std::pow(o.beta2, step);
+    o.corrected_lr = o.lr / (1 - std::pow(o.beta1, step));
+    o.inverse_root_correction = 1 / std::sqrt(1 - std::pow(o.beta2, step));
   }
   template <class Real>
-  static AdamW<Real> formula(Options o, double step) {
-    prepare(o, step);
-    return {static_cast<Real>(o.beta1),
-            static_cast<Real>(1 - o.beta1),
-            static_cast<Real>(o.beta2),
-            static_cast<Real>(1 - o.beta2),
-            static_cast<Real>(o.lr / o.correction1),
-            static_cast<Real>(1 / std::sqrt(o.correction2)),
+  static AdamW<Real> formula(const Options& o, double step) {
+    if (o.prepared_step != step) {
+      Options prepared = o;
+      prepare(prepared, step);
+      return formula<Real>(prepared, step);
+    }
+    return {static_cast<Real>(o.beta1),        static_cast<Real>(1 - o.beta1),
+            static_cast<Real>(o.beta2),        static_cast<Real>(1 - o.beta2),
+            static_cast<Real>(o.corrected_lr), static_cast<Real>(o.inverse_root_correction),
             static_cast<Real>(o.eps)};
   }
   template <class Real>
@@ -143,20 +141,20 @@ void for_each_tile(const Schedule::Chunk& chunk, Visit visit) {
 template <class Real>
 GramRow look_at(const Parameter& p, const Group& group, const Schedule::Chunk& chunk) {
   const Terms<Real> t = terms<Real>(p, group, kPlain);
-  GramSums sums;
+  GramSums sums(t.gram_numbers());
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
     loops<Real>().gram(Staged<Real>(p, offset, length).tile(), t, sums);
   });
   return sums.total();
 }
 
-// Takes the step on a chunk; with `look`, its Gram numbers are added up on the way, for no more traffic.
+// Takes the step on a chunk; with `look`, it looks on the way, for no more traffic.
 template <class Run, class Real>
 GramRow step_on(const Parameter& p, const typename Run::Options& group, const Schedule::Chunk& chunk,
                 const WeightsRow& weights, bool look) {
   const Terms<Real> t = terms<Real>(p, group, weights);
   const auto formula = Run::template formula<Real>(group, *p.step + 1.0);
-  GramSums sums;
+  GramSums sums(look ? t.gram_numbers() : 0);
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
     Staged<Real> staged(p, offset, length);
     if (look) loops<Real>().gram(staged.tile(), t, sums);
@@ -164,6 +162,20 @@ GramRow step_on(const Parameter& p, const typename Run::Options& group, const Sc
     staged.store();
   });
   return sums.total();
+}
+
+// Looks and steps on a parameter of one tile, which is staged once for both.
+template <class Run, class Real>
+GramRow look_and_step_on(const Parameter& p, const typename Run::Options& group) {
+  Staged<Real> staged(p, 0, p.length);
+  Terms<Real> t = terms<Real>(p, group, kPlain);
+  GramSums sums(t.gram_numbers());
+  loops<Real>().gram(staged.tile(), t, sums);
+  const GramRow row = sums.total();
+  t.take(rule_weights(group, row));
+  Run::tile(staged.tile(), t, Run::template formula<Real>(group, *p.step + 1.0), group);
+  staged.store();
+  return row;
 }
 
 // One pass over a list.
@@ -207,28 +219,33 @@ struct StepPass : Pass<typename Run::Options> {
   using Base = Pass<typename Run::Options>;
   using Base::schedule, Base::parameters, Base::groups;
 
-  void step(int32_t c, const WeightsRow& weights, bool look) const {
+  GramRow step(int32_t c, const WeightsRow& weights, bool look = false) const {
     const auto& chunk = schedule.chunks[c];
     const Parameter& p = parameters[chunk.parameter];
     const auto& group = groups[p.group];
-    const GramRow row = p.dtype == DType::float64 ? step_on<Run, double>(p, group, chunk, weights, look)
-                                                  : step_on<Run, float>(p, group, chunk, weights, look);
-    if (look) schedule.sums[c] = row;
+    return p.dtype == DType::float64 ? step_on<Run, double>(p, group, chunk, weights, look)
+                                     : step_on<Run, float>(p, group, chunk, weights, look);
   }
 
   // Looks at some of a parameter's chunks and, once `meet` has returned, steps on them: backwards, from those that are
   // still in the cache. The rule "sum" has no need of its Gram numbers and looks in passing.
   template <class Meet>
   void look_and_step(int32_t parameter, int32_t begin, int32_t end, Meet meet) const {
-    const Group& group = groups[parameters[parameter].group];
+    const Parameter& p = parameters[parameter];
+    const auto& group = groups[p.group];
+    if (0 < p.length && p.length <= kTile) {
+      schedule.sums[begin] =
+          p.dtype == DType::float64 ? look_and_step_on<Run, double>(p, group) : look_and_step_on<Run, float>(p, group);
+      return;
+    }
     if (group.rule == Rule::sum) {
-      for (int32_t c = begin; c < end; c++) step(c, kPlain, true);
+      for (int32_t c = begin; c < end; c++) schedule.sums[c] = step(c, kPlain, true);
       return;
     }
     for (int32_t c = begin; c < end; c++) this->look(c);
     meet();
     const WeightsRow weights = rule_weights(group, this->total(parameter));
-    for (int32_t c = end; c-- > begin;) step(c, weights, false);
+    for (int32_t c = end; c-- > begin;) step(c, weights);
   }
 
   // Each thread owns whole parameters; only those too long for that are shared, with one barrier each.
@@ -269,7 +286,7 @@ void step_all(const TensorList& list, Schedule& schedule, std::vector<typename R
   const StepPass<Run> pass{{list.parameters(), schedule, groups}};
   const int threads = threads_for(list);
   if (weights) {
-    pass.for_each_chunk(threads, [&](int32_t c) { pass.step(c, weights[schedule.chunks[c].parameter], false); });
+    pass.for_each_chunk(threads, [&](int32_t c) { pass.step(c, weights[schedule.chunks[c].parameter]); });
   } else {
     pass.look_and_step_all(threads);
     pass.totals(rows);

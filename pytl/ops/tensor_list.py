@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -183,6 +185,8 @@ class TensorList:
 
     def take(self, gradients: Sequence[Tensor], penalties: Sequence[Tensor | None] | None = None) -> bool:
         """Takes a step's gradients; False where a weight has moved or a gradient's layout has changed: plan anew."""
+        if any(map(is_, gradients, repeat(None))):
+            return False
         if not self.on_core:
             for i, operands in enumerate(self.operands):
                 operands.gradient = gradients[i]

@@ -43,7 +43,7 @@ class Plan:
             len(params) == len(self.params)
             and all(map(is_, params, self.params))
             and signature == self.signature
-            and [i for i, grad in enumerate(grads) if grad is None] == self.absent
+            and all([grads[i] is None for i in self.absent])
         )
 
     def take(self, grads: Sequence[Any], penalties: Mapping[Tensor, Tensor]) -> bool:
