@@ -1,4 +1,4 @@
-"""Builds pytl._core with CMake and ninja. Where that fails, pytl installs all the same and runs its PyTorch reference."""
+"""Builds pytl._core with CMake and ninja. Where that fails, pytl installs all the same, on its PyTorch reference."""
 
 import subprocess
 import sys

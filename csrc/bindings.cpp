@@ -30,6 +30,7 @@ Parameter parameter(const py::handle& operands) {
   p.step = pointer<float>(operands.attr("step").cast<int64_t>());
   p.length = operands.attr("length").cast<int64_t>();
   p.group = operands.attr("group").cast<int32_t>();
+  p.fresh = operands.attr("fresh").cast<bool>();
   p.dtype = operands.attr("dtype").cast<DType>();
   p.start_dtype = operands.attr("start_dtype").cast<DType>();
   return p;

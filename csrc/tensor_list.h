@@ -21,6 +21,7 @@ struct Parameter {
   float* step;           // how many steps have been taken
   int64_t length;
   int32_t group;
+  int32_t fresh;             // the momentum is new: it takes the first direction whole
   DType dtype, start_dtype;
 };
 
@@ -49,9 +50,12 @@ struct GramRow {
   double gg, gr, rr, gh, hh;
 };
 
-// One row a parameter: what of g and of the regulariser feeds the moments, and what moves the weight beside them.
+// One row a parameter: what the directions make of the regularisers. The moments are fed
+//   scale * (g + (moments_g * g + moments_r * their regulariser))
+// and lr * (beside_g * g + beside_r * r) moves the weight beside them. g stands apart, so that nothing overflows where
+// g and the regulariser are huge and opposed.
 struct WeightsRow {
-  double moments_g, moments_r, beside_g, beside_r;
+  double scale, moments_g, moments_r, beside_g, beside_r;
 };
 
 class TensorList {
@@ -91,6 +95,10 @@ class TensorList {
         if (parameters_[i].length && !parameters_[i].state[k])
           refuse(i, "state " + std::to_string(k) + " must have an address");
     }
+  }
+
+  void count_step() {
+    for (Parameter& p : parameters_) *p.step += 1, p.fresh = 0;
   }
 
   const std::vector<Parameter>& parameters() const { return parameters_; }

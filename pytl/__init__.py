@@ -1,12 +1,10 @@
 """Fine-tuning that keeps what the network knows, without letting that knowledge hurt."""
 
-from .directions import DTNH, Direction, GrOD, PCGrad, Sum
-from .doctor import doctor
-from .optim.adamw import AdamW
-from .optim.groups import param_groups
-from .optim.report import Report
-from .optim.schedule import StrengthSchedule
-from .optim.sgd import SGD
+from pytl import ops
+from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
+from pytl.doctor import doctor
+from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
+from pytl.training import Result, finetune
 
 __version__ = "0.1.0"
 
@@ -18,8 +16,11 @@ __all__ = [
     "GrOD",
     "PCGrad",
     "Report",
+    "Result",
     "StrengthSchedule",
     "Sum",
     "doctor",
+    "finetune",
+    "ops",
     "param_groups",
 ]

@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from .ops import core
+from pytl.ops import core
 
 
 def doctor() -> str:
@@ -23,7 +23,10 @@ def doctor() -> str:
             path = f"PyTorch reference: {reason}" if reason else "compiled core"
             lines.append(f"{device.type:8} {str(dtype).removeprefix('torch.'):10} {path}")
     if core.missing:
-        lines += ["", "To build the core: install a C++17 compiler (g++ or clang++), then pip install --force-reinstall pytl."]
+        lines += [
+            "",
+            "To build the core: install a C++17 compiler (g++ or clang++), then pip install --force-reinstall pytl.",
+        ]
     return "\n".join(lines)
 
 

@@ -25,14 +25,20 @@ template <class Real>
 struct Terms {
   Pull<Real> pull;
   Real gradient_factor, lr;
-  Real moments_g, moments_r, beside_g, beside_r;
+  Real scale, moments_g, moments_r, beside_g, beside_r;
   bool regularised;  // there is a pull or a penalty
   bool penalised;    // there is a penalty
   bool decoupled;
 
+  // A weight that Real cannot hold counts for nothing: of g no part is taken, r is taken whole.
   void take(const WeightsRow& w) {
-    moments_g = static_cast<Real>(w.moments_g), moments_r = static_cast<Real>(w.moments_r);
-    beside_g = static_cast<Real>(w.beside_g), beside_r = static_cast<Real>(w.beside_r);
+    const auto held = [](double x, Real otherwise) {
+      const Real y = static_cast<Real>(x);
+      return y - y == 0 ? y : otherwise;
+    };
+    scale = held(w.scale, 1);
+    moments_g = held(w.moments_g, 0), moments_r = held(w.moments_r, 1);
+    beside_g = held(w.beside_g, 0), beside_r = held(w.beside_r, 1);
   }
   int gram_numbers() const { return !regularised ? 1 : penalised && decoupled ? 5 : 3; }
 };

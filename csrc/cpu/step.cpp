@@ -8,7 +8,7 @@
 namespace pytl::cpu {
 namespace {
 
-constexpr WeightsRow kPlain = {1, 1, 0, 1};
+constexpr WeightsRow kPlain = {1, 0, 1, 0, 1};
 constexpr int64_t kWorthThreads = 1 << 14;  // elements: below, waking the threads costs more than the work
 
 // One tile of a parameter, widened. Operands whose dtype is Real are used where they lie.
@@ -74,7 +74,7 @@ Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& w) {
   t.gradient_factor = static_cast<Real>(group.gradient_factor);
   t.lr = static_cast<Real>(group.lr);
   t.take(w);
-  t.regularised = is_regularised(p, group);
+  t.regularised = is_regularised(p, group) || w.moments_g != 0 || w.beside_g != 0;
   t.penalised = p.penalty != nullptr;
   t.decoupled = group.decoupled;
   return t;
@@ -82,9 +82,9 @@ Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& w) {
 
 WeightsRow rule_weights(const Group& group, const GramRow& row) {
   const DirectionWeights pull = direction_weights(group.rule, {row.gg, row.gr, row.rr});
-  if (!group.decoupled) return {pull.g, pull.r, 0, 1};
+  if (!group.decoupled) return {1, pull.g - 1, pull.r, 0, 1};
   const DirectionWeights penalty = direction_weights(group.rule, {row.gg, row.gh, row.hh});
-  return {penalty.g, penalty.r, pull.g - 1, pull.r};
+  return {1, penalty.g - 1, penalty.r, pull.g - 1, pull.r};
 }
 
 // An optimizer as the passes see it: the options of a group, and what runs on a tile of a parameter's step number
@@ -92,10 +92,10 @@ WeightsRow rule_weights(const Group& group, const GramRow& row) {
 struct RunSGD {
   using Options = SGDGroup;
   static int states(const Options& o) { return o.momentum != 0; }
-  static void prepare(Options&, double) {}
+  static void prepare(Options&, const Parameter&) {}
   template <class Real>
-  static SGD<Real> formula(const Options& o, double step) {
-    return {static_cast<Real>(o.lr), static_cast<Real>(o.momentum), static_cast<Real>(step == 1 ? 1 : 1 - o.dampening)};
+  static SGD<Real> formula(const Options& o, const Parameter& p) {
+    return {static_cast<Real>(o.lr), static_cast<Real>(o.momentum), static_cast<Real>(p.fresh ? 1 : 1 - o.dampening)};
   }
   template <class Real>
   static void tile(const Tile<Real>& tile, const Terms<Real>& terms, const SGD<Real>& formula, const Options& o) {
@@ -108,18 +108,19 @@ struct RunAdamW {
   using Options = AdamWGroup;
   static int states(const Options& o) { return o.amsgrad ? 3 : 2; }
   // Powers and roots are dear beside a small tensor's step, and most parameters of a group are at the same step.
-  static void prepare(Options& o, double step) {
+  static void prepare(Options& o, const Parameter& p) {
+    const double step = *p.step + 1.0;
     if (o.prepared_step == step) return;
     o.prepared_step = step;
     o.corrected_lr = o.lr / (1 - std::pow(o.beta1, step));
     o.inverse_root_correction = 1 / std::sqrt(1 - std::pow(o.beta2, step));
   }
   template <class Real>
-  static AdamW<Real> formula(const Options& o, double step) {
-    if (o.prepared_step != step) {
+  static AdamW<Real> formula(const Options& o, const Parameter& p) {
+    if (o.prepared_step != *p.step + 1.0) {
       Options prepared = o;
-      prepare(prepared, step);
-      return formula<Real>(prepared, step);
+      prepare(prepared, p);
+      return formula<Real>(prepared, p);
     }
     return {static_cast<Real>(o.beta1),        static_cast<Real>(1 - o.beta1),
             static_cast<Real>(o.beta2),        static_cast<Real>(1 - o.beta2),
@@ -153,7 +154,7 @@ template <class Run, class Real>
 GramRow step_on(const Parameter& p, const typename Run::Options& group, const Schedule::Chunk& chunk,
                 const WeightsRow& weights, bool look) {
   const Terms<Real> t = terms<Real>(p, group, weights);
-  const auto formula = Run::template formula<Real>(group, *p.step + 1.0);
+  const auto formula = Run::template formula<Real>(group, p);
   GramSums sums(look ? t.gram_numbers() : 0);
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
     Staged<Real> staged(p, offset, length);
@@ -173,7 +174,7 @@ GramRow look_and_step_on(const Parameter& p, const typename Run::Options& group)
   loops<Real>().gram(staged.tile(), t, sums);
   const GramRow row = sums.total();
   t.take(rule_weights(group, row));
-  Run::tile(staged.tile(), t, Run::template formula<Real>(group, *p.step + 1.0), group);
+  Run::tile(staged.tile(), t, Run::template formula<Real>(group, p), group);
   staged.store();
   return row;
 }
@@ -278,11 +279,11 @@ int threads_for(const TensorList& list) {
 }
 
 template <class Run>
-void step_all(const TensorList& list, Schedule& schedule, std::vector<typename Run::Options>& groups,
+void step_all(TensorList& list, Schedule& schedule, std::vector<typename Run::Options>& groups,
               const WeightsRow* weights, GramRow* rows) {
   list.check_groups(groups.size());
   list.check_states([&](const Parameter& p) { return Run::states(groups[p.group]); });
-  for (const Parameter& p : list.parameters()) Run::prepare(groups[p.group], *p.step + 1.0);
+  for (const Parameter& p : list.parameters()) Run::prepare(groups[p.group], p);
   const StepPass<Run> pass{{list.parameters(), schedule, groups}};
   const int threads = threads_for(list);
   if (weights) {
@@ -291,7 +292,7 @@ void step_all(const TensorList& list, Schedule& schedule, std::vector<typename R
     pass.look_and_step_all(threads);
     pass.totals(rows);
   }
-  for (const Parameter& p : list.parameters()) *p.step += 1;
+  list.count_step();
 }
 
 }  // namespace
@@ -303,12 +304,12 @@ void gram(const TensorList& list, Schedule& schedule, const std::vector<Group>& 
   pass.totals(rows);
 }
 
-void sgd(const TensorList& list, Schedule& schedule, std::vector<SGDGroup>& groups, const WeightsRow* weights,
+void sgd(TensorList& list, Schedule& schedule, std::vector<SGDGroup>& groups, const WeightsRow* weights,
          GramRow* rows) {
   step_all<RunSGD>(list, schedule, groups, weights, rows);
 }
 
-void adamw(const TensorList& list, Schedule& schedule, std::vector<AdamWGroup>& groups, const WeightsRow* weights,
+void adamw(TensorList& list, Schedule& schedule, std::vector<AdamWGroup>& groups, const WeightsRow* weights,
            GramRow* rows) {
   step_all<RunAdamW>(list, schedule, groups, weights, rows);
 }

@@ -32,7 +32,7 @@ void gram(const TensorList&, Schedule&, const std::vector<Group>&, GramRow* rows
 
 // Takes the step. The directions' weights are given, or null: each group's rule then gives them, tensor by tensor,
 // while the tensor is in the cache; rows receives the Gram numbers.
-void sgd(const TensorList&, Schedule&, std::vector<SGDGroup>&, const WeightsRow* weights, GramRow* rows);
-void adamw(const TensorList&, Schedule&, std::vector<AdamWGroup>&, const WeightsRow* weights, GramRow* rows);
+void sgd(TensorList&, Schedule&, std::vector<SGDGroup>&, const WeightsRow* weights, GramRow* rows);
+void adamw(TensorList&, Schedule&, std::vector<AdamWGroup>&, const WeightsRow* weights, GramRow* rows);
 
 }  // namespace pytl::cpu

@@ -19,12 +19,12 @@ struct DirectionWeights {
 };
 
 // Share of the vector of squared norm `square` in one whose dot product with it is `dot`; 0 where that says nothing:
-// a square that is zero, subnormal or not finite, or a share that a float32 weight could not be multiplied by.
+// a square that is zero, subnormal or not finite, or a quotient beyond float64.
 PYTL_INLINE double share(double dot, double square) {
-  constexpr double smallest_normal = 0x1p-1022, largest_float = 0x1.fffffep+127;
+  constexpr double smallest_normal = 0x1p-1022, largest = 0x1.fffffffffffffp+1023;
   const double quotient = dot / square;
-  const bool normal = square >= smallest_normal && square <= 0x1.fffffffffffffp+1023;
-  return normal && quotient >= -largest_float && quotient <= largest_float ? quotient : 0.0;
+  const bool known = square >= smallest_normal && square <= largest && quotient >= -largest && quotient <= largest;
+  return known ? quotient : 0.0;
 }
 
 PYTL_INLINE DirectionWeights direction_weights(Rule rule, Gram n) {

@@ -9,7 +9,7 @@ enum class Momentum : int32_t { none, heavy_ball, nesterov };
 template <class Real>
 struct SGD {
   Real lr, momentum;
-  Real inflow;  // 1 - dampening, and 1 in the first step
+  Real inflow;  // 1 - dampening, and 1 where the buffer is new
 
   template <Momentum kind>
   PYTL_INLINE Real step(Real d, Real& buffer) const {

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 _SMALLEST_NORMAL = torch.finfo(torch.float64).tiny
-_LARGEST_WEIGHT = torch.finfo(torch.float32).max
 
 
 def share(dot: Tensor, square: Tensor) -> Tensor:
     """``dot / square``: how much of a vector of squared norm ``square`` lies in another.
 
-    0 where that says nothing: a square that is zero, subnormal or not finite, or a quotient beyond float32's range.
+    0 where that says nothing: a square that is zero, subnormal or not finite, or a quotient beyond float64.
     """
     quotient = dot / square
-    known = (square >= _SMALLEST_NORMAL) & square.isfinite() & (quotient.abs() <= _LARGEST_WEIGHT)
+    known = (square >= _SMALLEST_NORMAL) & square.isfinite() & quotient.isfinite()
     return torch.where(known, quotient, 0.0)
 
 
@@ -33,6 +32,10 @@ class Direction:
 
     rule: str | None = None
     """The name of the same formula in the compiled core, where it has one."""
+
+    def __init_subclass__(cls) -> None:
+        if "weights" in vars(cls) and "rule" not in vars(cls):
+            cls.rule = None  # another formula than the one it inherits
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Direction, share
+from pytl.directions.base import Direction, share
 
 
 class PCGrad(Direction):

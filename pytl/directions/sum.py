@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Direction
+from pytl.directions.base import Direction
 
 
 class Sum(Direction):

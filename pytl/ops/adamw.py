@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..directions import Direction, find
-from .step import look_and_step, new_rows, reference_step
-from .tensor_list import GroupOptions, Operands, TensorList, place
+from pytl.directions import Direction, find
+from pytl.ops.step import look_and_step, new_rows, reference_step
+from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
 
 
 @dataclass
@@ -34,7 +34,7 @@ def formula(d: Tensor, o: Operands, step: int, group: GroupOptions) -> Tensor:
 
 
 def run(tensors: TensorList, groups: Sequence[AdamWOptions], weights: Tensor | None, rows: Tensor) -> None:
-    """One AdamW step of a list; with ``weights`` None the groups' directions decide, and ``rows`` gets the Gram numbers."""
+    """One AdamW step of a list. Without ``weights`` the groups' directions decide; ``rows`` gets the Gram numbers."""
     if tensors.on_core:
         tensors.plan.adamw(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr())
     else:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..directions import Direction
+from pytl.directions import Direction
 
+module: Any = None
 try:
-    from pytl import _core as module
-except ImportError as error:
-    module: Any = None  # type: ignore[no-redef]
-    missing = f"the compiled core is not built ({error}): install pytl where a C++17 compiler is found"
-else:
+    module = import_module("pytl._core")
     missing = ""
+except ImportError as error:
+    missing = f"the compiled core is not built ({error})"
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -32,7 +32,9 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str:
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one piece of memory, each once, in whatever order of the dimensions."""
     expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size != 1):
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1
+    ):
         if stride != expected:
             return tensor.numel() == 0
         expected *= size

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..directions import Direction, find
-from . import core
+from pytl.directions import Direction, find
+from pytl.ops import core
 
 GRANULARITIES = ("tensor", "global")
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..directions import find
-from .step import look, new_rows
-from .tensor_list import GroupOptions, Operands, TensorList, place
+from pytl.directions import find
+from pytl.ops.step import look, new_rows
+from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
 
 
 def gram(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..directions import Direction, find
-from .step import look_and_step, new_rows, reference_step
-from .tensor_list import GroupOptions, Operands, TensorList, place
+from pytl.directions import Direction, find
+from pytl.ops.step import look_and_step, new_rows, reference_step
+from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
 
 
 @dataclass
@@ -23,13 +23,13 @@ def formula(d: Tensor, o: Operands, step: int, group: GroupOptions) -> Tensor:
     if group.momentum == 0:
         return group.lr * d
     (buffer,) = o.states
-    inflow = 1 if step == 1 else 1 - group.dampening
+    inflow = 1 if o.fresh else 1 - group.dampening
     buffer.copy_(group.momentum * buffer + inflow * d)
     return group.lr * (d + group.momentum * buffer if group.nesterov else buffer)
 
 
 def run(tensors: TensorList, groups: Sequence[SGDOptions], weights: Tensor | None, rows: Tensor) -> None:
-    """One SGD step of a list; with ``weights`` None the groups' directions decide, and ``rows`` gets the Gram numbers."""
+    """One SGD step of a list. Without ``weights`` the groups' directions decide; ``rows`` gets the Gram numbers."""
     if tensors.on_core:
         tensors.plan.sgd(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr())
     else:
@@ -63,11 +63,11 @@ def sgd_step(
     With the task's gradient g, the pull ``r = sp_decay * (w - w0) + weight_decay * w`` and the penalty's gradient h:
     coupled, ``d = c_g * g + c_r * (r + h)`` feeds the momentum; decoupled, g and h do, and ``lr`` times r, projected
     on its own, moves the weight beside it. Then, as in ``torch.optim.SGD``,
-    ``b = momentum * b + (1 - dampening) * d`` (``b = d`` in the first step) and ``w -= lr * b``.
+    ``b = momentum * b + (1 - dampening) * d`` (``b = d`` where it is new) and ``w -= lr * b``.
 
     Args:
         params, grads, starts, penalties: as in ``pytl.ops.gram``.
-        momentum_buffers: float64 for float64 weights, else float32, zeros before the first step; ``[]`` without momentum.
+        momentum_buffers: float64 for float64 weights, else float32, zeros at first; ``[]`` without momentum.
         steps: 0-dim float32 tensors on the CPU: steps taken so far.
         compensations: for 16-bit weights, what rounding lost (Kahan), dtypes as ``params``; zeros at first.
         max_grad_norm: bound on the norm of what feeds the momentum, over all tensors.
@@ -81,6 +81,8 @@ def sgd_step(
     states = [momentum_buffers] if momentum else []
     optional = {"start": starts, "penalty": penalties, "compensation": compensations, "step": steps}
     operands = Operands.lists(params, grads, states=states, **optional)
+    for one in operands:
+        one.fresh = int(one.step) == 0
     common = (lr, sp_decay, weight_decay, decoupled, find(direction), granularity, -1.0 if maximize else 1.0)
     lists = [TensorList(operands, on_core=place(operands, fused))]
     rows = new_rows(lists)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .direction_weights import clip_factor, direction_weights, squared_norm
-from .tensor_list import GRAM_COLUMNS, GroupOptions, Operands, TensorList, compute_dtype
+from pytl.ops.direction_weights import clip_factor, direction_weights, squared_norm
+from pytl.ops.tensor_list import GRAM_COLUMNS, GroupOptions, Operands, TensorList, compute_dtype
+
+PULL, PENALTY = [0, 1, 2], [0, 3, 4]
+"""Columns of the Gram numbers: of g and the pull, and of g and a decoupled penalty."""
+
+MOMENTS, BESIDE = slice(1, 3), slice(3, 5)
+"""Columns of a ``WeightsRow``."""
 
 Formula = Callable[[Tensor, Operands, int, GroupOptions], Tensor]
 """d, the operands, the number of this step, the options -> what is subtracted from the weight; updates the states."""
@@ -48,6 +54,31 @@ def dot(a: Tensor | None, b: Tensor | None) -> Tensor | float:
     return 0.0 if a is None or b is None else (a.double() * b.double()).sum()
 
 
+def join(c_g: float, g: Tensor, c_r: float, r: Tensor | None) -> Tensor | None:
+    """``c_g * g + c_r * r``, where an infinite g that no part is taken of leaves no trace. None: 0."""
+    return _sum(c_g * g if c_g else None, None if r is None else c_r * r)
+
+
+class WeightsRow(NamedTuple):
+    """What the directions make of one parameter's regularisers.
+
+    The moments are fed ``scale * (g + (moments_g * g + moments_r * their regulariser))``, and
+    ``lr * (beside_g * g + beside_r * r)`` moves the weight beside them. g stands apart, so that nothing overflows where
+    g and the regulariser are huge and opposed.
+    """
+
+    scale: float
+    moments_g: float
+    moments_r: float
+    beside_g: float
+    beside_r: float
+
+    def held_by(self, dtype: torch.dtype) -> WeightsRow:
+        """A weight beyond the dtype's range counts for nothing: of g no part is taken, r is taken whole."""
+        largest, otherwise = torch.finfo(dtype).max, (1.0, 0.0, 1.0, 0.0, 1.0)
+        return WeightsRow(*(x if abs(x) <= largest else y for x, y in zip(self, otherwise, strict=True)))
+
+
 def reference_gram(tensors: TensorList, groups: Sequence[GroupOptions], rows: Tensor) -> None:
     """Fills ``rows`` ``[n, 5]`` with the Gram numbers of each parameter."""
     for row, o in zip(rows, tensors.operands, strict=True):
@@ -60,23 +91,20 @@ def reference_gram(tensors: TensorList, groups: Sequence[GroupOptions], rows: Te
 def reference_step(
     tensors: TensorList, groups: Sequence[GroupOptions], weights: Tensor | None, rows: Tensor, formula: Formula
 ) -> None:
-    """Takes the step. Without ``weights`` ``[n, 4]`` each group's direction gives them, tensor by tensor."""
+    """Takes the step. Without ``weights`` ``[n, 5]`` each group's direction gives them, tensor by tensor."""
     if weights is None:
         with torch.no_grad():
             reference_gram(tensors, groups, rows)
-            weights = step_weights(rows, [groups[o.group] for o in tensors.operands])
-    for o, (moments_g, moments_r, beside_g, beside_r) in zip(tensors.operands, weights.tolist(), strict=True):
-        group = groups[o.group]
-        t = Terms(o, group)
-        d, beside = moments_g * t.g, None
-        if group.decoupled:
-            d = d if t.h is None else d + moments_r * t.h
-            beside = None if t.r is None else group.lr * (beside_g * t.g + beside_r * t.r)
-        elif t.r is not None:
-            d = d + moments_r * t.r
-        step = formula(d, o, int(o.step) + 1, group)
-        _store(o, t.w - (step if beside is None else step + beside))
+            weights = step_weights(rows, tensors.group_of, groups)
+    for o, row in zip(tensors.operands, weights.tolist(), strict=True):
+        group, t = groups[o.group], Terms(o, groups[o.group])
+        w = WeightsRow(*row).held_by(t.w.dtype)
+        joined = join(w.moments_g, t.g, w.moments_r, t.h if group.decoupled else t.r)
+        beside = join(w.beside_g, t.g, w.beside_r, t.r) if group.decoupled else None
+        step = formula(w.scale * (t.g if joined is None else t.g + joined), o, int(o.step) + 1, group)
+        _store(o, t.w - (step if beside is None else step + group.lr * beside))
         o.step += 1
+        o.fresh = False
 
 
 def _store(o: Operands, w: Tensor) -> None:
@@ -86,28 +114,34 @@ def _store(o: Operands, w: Tensor) -> None:
         o.compensation.copy_(w - o.weight.to(w.dtype))
 
 
-def step_weights(gram: Tensor, groups: Sequence[GroupOptions]) -> Tensor:
-    """Rows ``[n, 4]`` of what to take of g and of the regulariser, from Gram numbers ``[n, 5]`` and each row's group.
+def step_weights(gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions]) -> Tensor:
+    """The ``WeightsRow`` of each parameter, float64 ``[n, 5]``, from Gram numbers ``[n, 5]`` and each row's group.
 
     Coupled, one direction feeds the moments. Decoupled, the penalty feeds them and the pull moves the weight beside
     them; each is joined with g on its own, and g itself is not taken twice.
     """
-    pull_weights, penalty_weights = gram.new_empty(len(gram), 2), gram.new_empty(len(gram), 2)
-    for rule in {(g.direction, g.granularity): None for g in groups}:
-        of_rule = torch.tensor([(g.direction, g.granularity) == rule for g in groups], device=gram.device)
-        pull_weights[of_rule] = direction_weights(gram[of_rule, :3], *rule)
-        penalty_weights[of_rule] = direction_weights(gram[of_rule][:, [0, 3, 4]], *rule)
-    decoupled = torch.tensor([[g.decoupled] for g in groups], device=gram.device)
-    beside = torch.where(decoupled, pull_weights - pull_weights.new_tensor([1.0, 0.0]), 0.0)
-    return torch.cat([torch.where(decoupled, penalty_weights, pull_weights), beside], dim=1)
+    weights = torch.ones_like(gram)
+    for one in {(id(g.direction), g.granularity): g for g in groups}.values():
+        ours = _of_groups(group_of, [g.direction is one.direction and g.granularity == one.granularity for g in groups])
+        for columns, into in ((PENALTY, MOMENTS), (PULL, BESIDE)):
+            weights[ours, into] = direction_weights(gram[ours][:, columns], one.direction, one.granularity)
+    coupled = _of_groups(group_of, [not g.decoupled for g in groups])
+    weights[coupled, MOMENTS] = weights[coupled, BESIDE]
+    weights[:, [1, 3]] -= 1
+    weights[coupled, BESIDE] = 0
+    return weights
 
 
-def clip(weights: Tensor, gram: Tensor, groups: Sequence[GroupOptions], max_grad_norm: float) -> None:
+def clip(weights: Tensor, gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions], max_grad_norm: float) -> None:
     """Scales what feeds the moments so that its norm over all tensors is at most ``max_grad_norm``."""
-    decoupled = torch.tensor([[g.decoupled] for g in groups], device=gram.device)
-    fed = torch.where(decoupled, gram[:, [0, 3, 4]], gram[:, :3])
-    squared_norms = squared_norm(fed, weights[:, :2])
-    weights[:, :2] *= torch.where(squared_norms.isfinite(), clip_factor(squared_norms, max_grad_norm), 1.0)[:, None]
+    decoupled = _of_groups(group_of, [g.decoupled for g in groups])
+    fed = torch.where(decoupled[:, None], gram[:, PENALTY], gram[:, PULL])
+    squared_norms = squared_norm(fed, weights[:, MOMENTS] + gram.new_tensor([1.0, 0.0]))
+    weights[:, 0] = torch.where(squared_norms.isfinite(), clip_factor(squared_norms, max_grad_norm), 1.0)
+
+
+def _of_groups(group_of: Tensor, flags: Sequence[bool]) -> Tensor:
+    return torch.tensor(flags, device=group_of.device)[group_of]
 
 
 def look_and_step(
@@ -129,10 +163,10 @@ def look_and_step(
         return
     for tensors, part in zip(lists, parts, strict=True):
         look(tensors, groups, part)
-    group_of_row = [groups[o.group] for tensors in lists for o in tensors.operands]
-    weights = step_weights(rows, group_of_row)
+    group_of = torch.cat([tensors.group_of for tensors in lists])
+    weights = step_weights(rows, group_of, groups)
     if max_grad_norm is not None:
-        clip(weights, rows, group_of_row, max_grad_norm)
+        clip(weights, rows, group_of, groups, max_grad_norm)
     for tensors, part, own in zip(lists, parts, _split(weights, lists), strict=True):
         run(tensors, groups, own, part)
 
@@ -150,5 +184,5 @@ def look(tensors: TensorList, groups: Sequence[GroupOptions], rows: Tensor) -> N
 
 def new_rows(lists: Sequence[TensorList]) -> Tensor:
     """Where a step's Gram numbers go: float64 ``[n, 5]``."""
-    device = lists[0].operands[0].weight.device if lists else None
-    return torch.zeros(sum(map(len, lists)), GRAM_COLUMNS, dtype=torch.float64, device=device)
+    devices = [o.weight.device for tensors in lists for o in tensors.operands]
+    return torch.zeros(len(devices), GRAM_COLUMNS, dtype=torch.float64, device=devices[0] if devices else None)

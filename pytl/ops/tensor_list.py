@@ -5,15 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..directions import Direction
-from . import core
+from pytl.directions import Direction
+from pytl.ops import core
 
 GRAM_COLUMNS = 5
 """<g,g>, <g,r>, <r,r>, and for a decoupled penalty's gradient h: <g,h>, <h,h>."""
@@ -49,6 +47,8 @@ class Operands:
     states: tuple[Tensor, ...] = ()
     step: Tensor = field(default_factory=lambda: torch.zeros(()))
     group: int = 0
+    fresh: bool = False
+    """The momentum is new: it takes the first direction whole."""
 
     @classmethod
     def lists(
@@ -59,14 +59,14 @@ class Operands:
         states: Sequence[Sequence[Tensor]] = (),
         **optional: Sequence[Any] | None,
     ) -> list[Operands]:
-        """One ``Operands`` a parameter, from the lists that functional forms take; ``optional`` by operand's name."""
+        """One ``Operands`` a parameter, checked, from the lists that functional forms take; ``optional`` by name."""
         given = {name: tensors for name, tensors in optional.items() if tensors is not None}
         for name, tensors in {"gradient": grads, **given, **{f"states[{k}]": s for k, s in enumerate(states)}}.items():
             if len(tensors) != len(params):
                 raise ValueError(
                     f"{name}: expected one tensor for each of the {len(params)} params; got {len(tensors)}"
                 )
-        return [
+        operands = [
             cls(
                 weight,
                 grads[i],
@@ -75,6 +75,9 @@ class Operands:
             )
             for i, weight in enumerate(params)
         ]
+        for i, one in enumerate(operands):
+            check(one, f"params[{i}]")
+        return operands
 
     def named(self) -> Iterable[tuple[str, Tensor]]:
         """Those that must agree with the weight, by name."""
@@ -96,6 +99,7 @@ class Addresses(NamedTuple):
     step: int
     length: int
     group: int
+    fresh: bool
     dtype: Any
     start_dtype: Any
 
@@ -111,25 +115,24 @@ def check_weight(weight: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be real; got {weight.dtype} (optimize torch.view_as_real of it instead)")
     if not weight.is_floating_point():
         raise TypeError(f"{name} must be floating point; got {weight.dtype}")
-    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape)):
+    if weight.layout != torch.strided:
+        raise TypeError(f"{name} must be dense; got layout {weight.layout}")
+    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape, strict=True)):
         raise ValueError(f"{name} must own each of its elements; got an expanded tensor (strides {weight.stride()})")
 
 
 def check_gradient(gradient: Tensor, name: str) -> None:
     """Raises RuntimeError for the gradients that no path takes."""
-    if gradient.layout != torch.strided:
+    found = "sparse" if gradient.layout != torch.strided else "complex" if gradient.is_complex() else None
+    if found:
         raise RuntimeError(
-            f"{name} must be dense; got a gradient of layout {gradient.layout}: pytl does not support sparse gradients"
-        )
-    if gradient.is_complex():
-        raise RuntimeError(
-            f"{name} must be real; got a gradient of {gradient.dtype}: pytl does not support complex gradients"
+            f"the gradient of {name} must be dense and real; got {found}: pytl does not support {found} gradients"
         )
 
 
 def check(operands: Operands, name: str) -> None:
     """Raises before anything is changed, naming the operand, what was expected and what was found."""
-    weight = operands.weight
+    weight, step = operands.weight, operands.step
     check_weight(weight, name)
     check_gradient(operands.gradient, name)
     state_dtype = compute_dtype(weight.dtype)
@@ -143,6 +146,8 @@ def check(operands: Operands, name: str) -> None:
             check_weight(tensor, f"start of {name}")
         elif tensor.dtype != expected:
             raise TypeError(f"{operand} of {name} must be {expected}; got {tensor.dtype}")
+    if not isinstance(step, Tensor) or step.dim() or step.dtype != torch.float32 or step.device.type != "cpu":
+        raise TypeError(f"step of {name} must be a 0-dim float32 tensor on the CPU; got {step!r}")
 
 
 class TensorList:
@@ -175,6 +180,7 @@ class TensorList:
         many = [i for i, w in enumerate(self._weights) if w.numel() > 1 and i not in self._copies]
         self._contiguous = [i for i in many if gradients[i].is_contiguous()]
         self._strided = [(i, gradients[i].stride()) for i in many if not gradients[i].is_contiguous()]
+        self._dtypes = [w.dtype for w in self._weights]
         self._weight_addresses = list(map(Tensor.data_ptr, self._weights))
         self._no_penalties = [0] * len(self.operands)
         self._renewed = self._addresses_of(gradients), self._penalty_addresses([o.penalty for o in self.operands])
@@ -184,24 +190,34 @@ class TensorList:
         return len(self.operands)
 
     def take(self, gradients: Sequence[Tensor], penalties: Sequence[Tensor | None] | None = None) -> bool:
-        """Takes a step's gradients; False where a weight has moved or a gradient's layout has changed: plan anew."""
-        if any(map(is_, gradients, repeat(None))):
-            return False
+        """Takes a step's gradients; False where a weight has moved or a gradient has another layout: plan anew."""
         if not self.on_core:
-            for i, operands in enumerate(self.operands):
-                operands.gradient = gradients[i]
-                operands.penalty = penalties[i] if penalties else None
-            return True
-        if list(map(Tensor.data_ptr, self._weights)) != self._weight_addresses:
+            return self._hand_over(gradients, penalties)
+        try:
+            if not self._holds(gradients):
+                return False
+            addresses = self._addresses_of(gradients), self._penalty_addresses(penalties)
+        except (AttributeError, TypeError, RuntimeError):  # one is None or sparse now
             return False
-        if not all([gradients[i].is_contiguous() for i in self._contiguous]):
-            return False
-        if any(gradients[i].stride() != stride for i, stride in self._strided):
-            return False
-        addresses = self._addresses_of(gradients), self._penalty_addresses(penalties)
         if addresses != self._renewed:
+            if [g.dtype for g in gradients] != self._dtypes:
+                return False
             self.plan.renew(*addresses)
             self._renewed = addresses
+        return True
+
+    def _holds(self, gradients: Sequence[Tensor]) -> bool:
+        return (
+            list(map(Tensor.data_ptr, self._weights)) == self._weight_addresses
+            and all([gradients[i].is_contiguous() for i in self._contiguous])
+            and all([gradients[i].stride() == stride for i, stride in self._strided])
+        )
+
+    def _hand_over(self, gradients: Sequence[Tensor], penalties: Sequence[Tensor | None] | None) -> bool:
+        for i, (o, gradient) in enumerate(zip(self.operands, gradients, strict=True)):
+            if gradient is None or gradient.dtype != o.weight.dtype or gradient.layout != torch.strided:
+                return False
+            o.gradient, o.penalty = gradient, penalties[i] if penalties else None
         return True
 
     def _penalty_addresses(self, penalties: Sequence[Tensor | None] | None) -> list[int]:
@@ -225,6 +241,7 @@ class TensorList:
             step=_address(o.step),
             length=o.weight.numel(),
             group=o.group,
+            fresh=o.fresh,
             dtype=core.dtype_code(o.weight.dtype),
             start_dtype=core.dtype_code((o.weight if o.start is None else o.start).dtype),
         )
@@ -247,12 +264,12 @@ def in_order(tensor: Tensor, weight: Tensor) -> bool:
     """Whether both keep the elements of their common shape in the same order, without gaps."""
     if tensor.numel() <= 1:
         return True
-    return all(a == b for a, b, size in zip(tensor.stride(), weight.stride(), weight.shape) if size != 1)
+    return all(a == b for a, b, size in zip(tensor.stride(), weight.stride(), weight.shape, strict=True) if size != 1)
 
 
 def place(operands: Sequence[Operands], fused: bool | None) -> bool:
     """Whether the core runs these operands. Raises RuntimeError where ``fused=True`` asks for what it cannot."""
-    on_core = fused is not False and all(map(core_takes, operands))
+    on_core = fused is not False and not core.missing and all(map(core_takes, operands))
     if fused and not on_core:
         reasons = {core.why_not(o.weight.device, o.weight.dtype) for o in operands} - {""}
         why = "; ".join(sorted(reasons)) or "a tensor has gaps, or its operands lie in another order"

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..directions import Direction, find
-from ..ops import adamw
-from .base import Optimizer
-from .start import Source
+from pytl.directions import Direction, find
+from pytl.ops import adamw
+from pytl.optim.base import Optimizer
+from pytl.optim.start import Source
 
 
 class AdamW(Optimizer):
@@ -26,9 +26,9 @@ class AdamW(Optimizer):
     kept in float32 for 16-bit weights.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused, capturable, differentiable: as in torch;
-            ``fused`` is the compiled core, ``foreach`` plain PyTorch, None the core where it serves the tensor. Every
-            option is read from its group at each step.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused, capturable, differentiable: as in
+            torch; ``fused`` is the compiled core, ``foreach`` plain PyTorch, None the core where it serves the tensor.
+            Every option is read from its group at each step.
         sp_decay: strength of the pull to the starting point (L2-SP: Li et al., ICML 2018, arXiv:1802.01483).
         decoupled: whether the pull stays out of the moments (Loshchilov & Hutter, ICLR 2019, arXiv:1711.05101).
         direction, granularity, max_grad_norm, start, start_dtype, start_device, compensated: as in ``pytl.SGD``.

@@ -9,14 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..directions import find
-from ..ops.step import Run, look_and_step
-from ..ops.tensor_list import GRAM_COLUMNS, GroupOptions, Operands, check_gradient, check_weight, compute_dtype
-from .options import check_max_grad_norm, check_options, is_anchored, wants_core
-from .plan import Plan, Signature, split
-from .report import Report, make_report
-from .start import Source, StartingPoint
-from .state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
+from pytl.directions import find
+from pytl.ops.step import Run, look_and_step
+from pytl.ops.tensor_list import (
+    GRAM_COLUMNS,
+    GroupOptions,
+    Operands,
+    check,
+    check_gradient,
+    check_weight,
+    compute_dtype,
+)
+from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, wants_core
+from pytl.optim.plan import Plan, Signature, split
+from pytl.optim.report import Report, make_report
+from pytl.optim.start import Source, StartingPoint
+from pytl.optim.state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
 
 
 def _named(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
@@ -108,6 +116,7 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self) -> None:
+        self._refuse_global_in_backward()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             self._penalties.clear()
@@ -122,17 +131,31 @@ class Optimizer(torch.optim.Optimizer):
         torch.autograd.graph.increment_version(plan.on_core)
         self._penalties.clear()
 
+    def _refuse_global_in_backward(self) -> None:
+        together = (
+            any(group["granularity"] == "global" for group in self.param_groups) or self.max_grad_norm is not None
+        )
+        if together and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                'a step inside backward needs granularity="tensor" and max_grad_norm=None: '
+                "the other gradients are not there yet"
+            )
+
     def _current_plan(self) -> Plan:
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
         signature = [self._signature(group) for group in self.param_groups]
         plan = self._plan
-        if plan is None or not plan.holds(params, grads, signature) or not plan.take(grads, self._penalties):
+        if (
+            plan is None
+            or not plan.holds(params, grads, signature, self.state)
+            or not plan.take(grads, self._penalties)
+        ):
             plan = self._plan = self._new_plan(params, grads, signature)
         return plan
 
     def _signature(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return is_anchored(group), group["fused"], group["foreach"], self._states(group)
+        return len(group["params"]), is_anchored(group), group["fused"], group["foreach"], self._states(group)
 
     def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
         members = [(k, name, p) for k, group in enumerate(self.param_groups) for name, p in _named(group)]
@@ -141,54 +164,66 @@ class Optimizer(torch.optim.Optimizer):
         for i, grad in stepped:
             check_gradient(grad, members[i][1])
         self._check_start()
-        operands = [self._operands(members[i][0], members[i][1], params[i], grad) for i, grad in stepped]
-        fused = [wants_core(self.param_groups[o.group]) for o in operands]
-        lists, indices = split(operands, [members[i][1] for i, _ in stepped], fused)
+        states = {i: self._state_of(*members[i]) for i, _ in stepped}
+        operands = [self._operands(*members[i], grad, states[i]) for i, grad in stepped]
+        for one, (i, _) in zip(operands, stepped, strict=True):
+            check(one, members[i][1])
+        lists, indices = split(operands, [wants_core(self.param_groups[o.group]) for o in operands])
+        for i, state in states.items():
+            self.state[params[i]].update(state)
         return Plan(
             params=params,
             absent=[i for i, grad in enumerate(grads) if grad is None],
             signature=signature,
             lists=lists,
             indices=[[stepped[k][0] for k in index] for index in indices],
+            state=self.state,
             gram=torch.zeros(len(params), GRAM_COLUMNS, dtype=torch.float64),
         )
 
     # State:
 
-    def _operands(self, group_index: int, name: str, p: Tensor, grad: Tensor) -> Operands:
-        """A parameter's operands; makes what its state lacks."""
-        group, state = self.param_groups[group_index], self.state[p]
+    def _state_of(self, k: int, name: str, p: Tensor) -> dict[str, Tensor]:
+        """What the parameter's state must hold: what it does hold, and what it lacks, made."""
+        group, state = self.param_groups[k], self.state.get(p, {})
         moments = self._states(group)
-        state["step"] = step_tensor(state.get("step"), taken=any(state.get(name) is not None for name in moments))
+        made = {"step": step_tensor(state.get("step"), taken=any(state.get(moment) is not None for moment in moments))}
         for moment in moments:
-            state[moment] = in_weights_order(state.get(moment), p, compute_dtype(p.dtype))
-        if is_anchored(group) and "start" not in state:
-            state["start"] = self._start.of(name, p)
+            made[moment] = in_weights_order(state.get(moment), p, compute_dtype(p.dtype))
+        if is_anchored(group):
+            made["start"] = state["start"] if "start" in state else self._start.of(name, p)
         if p.dtype.itemsize == 2 and self._compensated is not False:
-            state["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
+            made["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
+        return made
+
+    def _operands(self, k: int, name: str, p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Operands:
+        moments = self._states(self.param_groups[k])
         start = state.get("start")
         return Operands(
-            weight=p.detach() if not self.defaults["differentiable"] else p,
+            weight=p,
             gradient=grad,
             start=None if start is None else start.to(p.device),
             penalty=self._penalties.get(p),
             compensation=state.get("compensation"),
             states=tuple(state[moment] for moment in moments),
             step=state["step"],
-            group=group_index,
+            group=k,
+            fresh=any(self.state.get(p, {}).get(moment) is None for moment in moments),
         )
 
     def take_penalty(self, value: Tensor) -> None:
         """Keeps the gradient of a feature penalty apart from the task's, for the direction to join.
 
-        Once a micro-batch, before ``loss.backward()``: the graph that both share is kept. Gradients accumulate until the
-        step, as those of the task do. Raises ValueError for what is no scalar or depends on no parameter.
+        Once a micro-batch, before ``loss.backward()``: the graph that both share is kept. Gradients accumulate until
+        the step, as those of the task do. Raises ValueError for what is no scalar or depends on no parameter.
         """
         params = [p for p in self._params() if p.requires_grad]
         if value.numel() != 1 or not value.requires_grad:
             found = f"shape {[*value.shape]}, requires_grad={value.requires_grad}"
             raise ValueError(f"value must be a scalar that depends on the parameters; got {found}")
         gradients = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+        if all(h is None for h in gradients):
+            raise ValueError("value must depend on the parameters; got a scalar that depends on none of them")
         for p, h in zip(params, gradients, strict=True):
             if h is not None:
                 if p not in self._penalties:
@@ -253,5 +288,3 @@ class Optimizer(torch.optim.Optimizer):
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
         super().__setstate__(state)
         self._plan, self._penalties = None, {}
-
-

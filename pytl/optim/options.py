@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..directions import find
-from ..ops.direction_weights import check_granularity
+from torch import Tensor
+
+from pytl.directions import find
+from pytl.ops.direction_weights import check_granularity
 
 # Messages that torch.optim has are torch's own, so that what matches them goes on matching.
 _NOT_NEGATIVE = {
@@ -26,9 +28,8 @@ def check_options(group: Mapping[str, Any]) -> None:
     for name, message in _NOT_NEGATIVE.items():
         if name in group:
             _check_not_negative(name, group[name], message)
-    for i, beta in enumerate(group.get("betas", ())):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta} (betas must be in [0, 1); got {beta})")
+    if "betas" in group:
+        _check_adam(group)
     if group.get("nesterov") and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
     find(group["direction"])
@@ -40,10 +41,29 @@ def check_options(group: Mapping[str, Any]) -> None:
 
 
 def _check_not_negative(name: str, value: Any, message: str) -> None:
-    if getattr(value, "numel", lambda: 1)() != 1:
-        raise ValueError(f"{name} must be one number; got a tensor of {value.numel()} elements")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element; got {value.numel()} elements")
     if not float(value) >= 0:
         raise ValueError(f"{message.format(value)} ({name} must be >= 0; got {float(value)})")
+
+
+def _check_adam(group: Mapping[str, Any]) -> None:
+    betas = group["betas"]
+    if isinstance(group["lr"], Tensor) and group["foreach"] and not group["capturable"]:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if len(betas) != 2:
+        raise ValueError(f"betas must be two numbers; got {len(betas)}")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and group["foreach"] and not group["capturable"]:
+            raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"Tensor betas[{i}] must be 1-element; got {beta.numel()} elements")
+        if not 0.0 <= float(beta) < 1.0:
+            raise ValueError(
+                f"Invalid beta parameter at index {i}: {beta} (betas must be in [0, 1); got {float(beta)})"
+            )
 
 
 def check_max_grad_norm(value: float | None) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.step import new_rows
-from ..ops.tensor_list import Operands, TensorList, place
+from pytl.ops.step import new_rows
+from pytl.ops.tensor_list import Operands, TensorList, place
 
 Signature = Sequence[tuple[Any, ...]]
 
@@ -28,6 +28,8 @@ class Plan:
     lists: list[TensorList]
     indices: list[list[int]]
     """Of each list: the places of its tensors among ``params``."""
+    state: dict[Tensor, Any]
+    """The optimizer's, with those of its entries that the lists were made from."""
     gram: Tensor
     """float64 ``[len(params), 5]``; rows of parameters without a gradient are 0."""
 
@@ -35,15 +37,31 @@ class Plan:
         order = [i for index in self.indices for i in index]
         self.rows = self.gram if order == [*range(len(self.params))] else new_rows(self.lists)
         self._places = torch.tensor(order, dtype=torch.int64)
+        self._entries = list(self.state.values())
+        self._sample = list(self._entries[0].values()) if self._entries else []
+        self._sample_addresses = list(map(Tensor.data_ptr, self._sample))
         self.on_core = [o.weight for tensors in self.lists if tensors.on_core for o in tensors.operands]
 
-    def holds(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> bool:
-        """Whether this plan is still the one for these parameters, gradients and groups."""
+    def holds(
+        self, params: list[Tensor], grads: list[Tensor | None], signature: Signature, state: Mapping[Tensor, Any]
+    ) -> bool:
+        """Whether this plan is still the one for these parameters, gradients, groups and states."""
         return (
             len(params) == len(self.params)
             and all(map(is_, params, self.params))
             and signature == self.signature
+            and self._holds_state(state)
             and all([grads[i] is None for i in self.absent])
+        )
+
+    def _holds_state(self, state: Mapping[Tensor, Any]) -> bool:
+        """Entries are compared one by one; their tensors for one parameter: who moves or resets them, does it to all.
+        Comparing all would cost as much as all else that a step asks of the host."""
+        return (
+            len(state) == len(self._entries)
+            and all(map(is_, state.values(), self._entries))
+            and (not self._entries or all(map(is_, self._entries[0].values(), self._sample)))
+            and list(map(Tensor.data_ptr, self._sample)) == self._sample_addresses
         )
 
     def take(self, grads: Sequence[Any], penalties: Mapping[Tensor, Tensor]) -> bool:
@@ -60,13 +78,9 @@ class Plan:
             self.gram[self._places] = self.rows
 
 
-def split(operands: Sequence[Operands], names: Sequence[str], fused: Sequence[bool | None]) -> tuple[list[TensorList], list[list[int]]]:
+def split(operands: Sequence[Operands], fused: Sequence[bool | None]) -> tuple[list[TensorList], list[list[int]]]:
     """The lists for the core and for PyTorch, and the place of each of their tensors among ``operands``."""
     on_core = [place([o], wanted) for o, wanted in zip(operands, fused, strict=True)]
     indices = [[i for i, core in enumerate(on_core) if core is wanted] for wanted in (True, False)]
-    lists = [
-        TensorList([operands[i] for i in index], [names[i] for i in index], on_core=on_core[index[0]])
-        for index in indices
-        if index
-    ]
-    return lists, [index for index in indices if index]
+    indices = [index for index in indices if index]
+    return [TensorList([operands[i] for i in index], on_core=on_core[index[0]]) for index in indices], indices

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.tensor_list import compute_dtype
-from .plan import Plan
+from pytl.ops.tensor_list import compute_dtype
+from pytl.optim.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Report:
     def __str__(self) -> str:
         share = "no regulariser" if self.conflict_rate != self.conflict_rate else f"conflict {self.conflict_rate:.0%}"
         total = sum(d * d for d in self.distance) ** 0.5
-        return f"{len(self.names)} tensors: {share}, penalty {self.penalty:.4g}, |w - w0| {total:.4g}, {self.nonfinite} not finite"
+        numbers = f"penalty {self.penalty:.4g}, |w - w0| {total:.4g}, {self.nonfinite} not finite"
+        return f"{len(self.names)} tensors: {share}, {numbers}"
 
 
 @torch.no_grad()

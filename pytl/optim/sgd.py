@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..directions import Direction, find
-from ..ops import sgd
-from .base import Optimizer
-from .start import Source
+from pytl.directions import Direction, find
+from pytl.ops import sgd
+from pytl.optim.base import Optimizer
+from pytl.optim.start import Source
 
 
 class SGD(Optimizer):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..directions import RULES, Direction
-from ..ops.core import is_dense
-from ..ops.tensor_list import in_order
+from pytl.directions import RULES, Direction
+from pytl.ops.core import is_dense
+from pytl.ops.tensor_list import in_order
 
 
 def step_tensor(step: Any, taken: bool) -> Tensor:
-    """How many steps have been taken, as torch keeps it: 0-dim float32 on the CPU. Where the state does not say (that of
-    torch.optim.SGD), 1 if there are moments already."""
+    """How many steps have been taken, as torch keeps it: 0-dim float32 on the CPU.
+
+    Where the state does not say (that of torch.optim.SGD): 1 if there are moments already.
+    """
     if step is None:
         return torch.tensor(float(taken))
     if isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu":
@@ -55,11 +57,32 @@ def same_direction(saved: str | Direction, current: str | Direction) -> str | Di
 
 
 def check_overlap(params: Sequence[Tensor]) -> None:
-    """Raises ValueError where two dense parameters share memory: one step would count twice."""
-    spans = sorted(
-        ((p.data_ptr(), p.data_ptr() + p.nbytes, p.device) for p in params if p.data_ptr() and is_dense(p)),
-        key=lambda span: (str(span[2]), span[0]),
+    """Raises ValueError where two parameters share an element: one step would count twice."""
+    spans = sorted(((p.device.type, p.data_ptr(), *_extent(p)), i) for i, p in enumerate(params) if p.data_ptr())
+    for ((device, _, _, end), a), ((other, begin, _, _), b) in pairwise(spans):
+        if device == other and begin < end and _share_elements(params[a], params[b]):
+            raise ValueError(
+                "parameters must not overlap in memory; got two that share elements (tie them: one tensor)"
+            )
+
+
+def _extent(p: Tensor) -> tuple[int, int]:
+    """The memory from the first element to the last, in bytes: its size and its end."""
+    elements = (
+        1 + sum(stride * (size - 1) for stride, size in zip(p.stride(), p.shape, strict=True)) if p.numel() else 0
     )
-    for (_, end, device), (begin, _, other) in zip(spans, spans[1:], strict=False):
-        if device == other and begin < end:
-            raise ValueError("parameters must not overlap in memory; got two that share elements (tie them: one tensor)")
+    return elements * p.itemsize, p.data_ptr() + elements * p.itemsize
+
+
+def _share_elements(a: Tensor, b: Tensor) -> bool:
+    if is_dense(a) and is_dense(b):
+        return True
+    first = min(a.data_ptr(), b.data_ptr())
+    last = max(_extent(a)[1], _extent(b)[1])
+    taken = torch.zeros((last - first) // a.itemsize, dtype=torch.bool)
+    for p in (a, b):
+        view = taken.as_strided(p.shape, p.stride(), (p.data_ptr() - first) // a.itemsize)
+        if view.any():
+            return True
+        view.fill_(True)
+    return False

@@ -1,0 +1,60 @@
+"""Chooses the strengths of `pytl.training.methods.METHODS` and the digits' learning rate.
+
+Seeds and images are others than those of the reported comparisons: seeds from 1000 on, accuracy on validation
+images, never on the test images. Every method, plain fine-tuning too, gets a grid of the same size, and one point of
+it for all five tasks. Prints one line for each point, best first; about 5 minutes on one core.
+
+    python benchmarks/tune_digits.py plain l2sp dtnh grod
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from pytl.data import Task, batches, digits
+from pytl.study.networks import pretrained_digits
+from pytl.training.fine_tuning import finetune
+from pytl.training.methods import Method, parse
+
+SEEDS = range(1000, 1004)
+LEARNING_RATES = (0.02, 0.03, 0.05)
+STRENGTHS = {"plain": ("weight_decay", (0.0, 0.01, 0.03, 0.1))}
+PULLS = ("sp_decay", (0.01, 0.03, 0.1, 0.3))
+
+
+def accuracy(task: Task, seed: int, method: Method, lr: float, cache: Path) -> float:
+    network = pretrained_digits(task, seed, cache)
+    train, validation = batches(task.train, 16, shuffle=True), batches(task.test, 1024, shuffle=False)
+    result = finetune(network, train, method=method, head="head", epochs=20, lr=lr, seed=seed, progress=False)
+    network.eval()
+    with torch.no_grad():
+        images, labels = next(iter(validation))
+        return float((result.model(images).argmax(-1) == labels).float().mean())
+
+
+def tune(name: str, cache: Path) -> None:
+    option, values = STRENGTHS.get(name, PULLS)
+    tasks = {task: [digits.load(task, seed, held_out="validation") for seed in SEEDS] for task in digits.TASKS}
+    lines = []
+    for lr, value in product(LEARNING_RATES, values):
+        method = replace(parse(name), **{option: value})
+        means = {
+            task: fmean(accuracy(one, seed, method, lr, cache) for one, seed in zip(loaded, SEEDS, strict=True))
+            for task, loaded in tasks.items()
+        }
+        lines.append((fmean(means.values()), lr, value, means))
+    for mean, lr, value, means in sorted(lines, key=lambda line: -line[0]):
+        each = "  ".join(f"{task} {100 * accuracy:5.1f}" for task, accuracy in means.items())
+        print(f"{name:8} lr {lr:<6} {option} {value:<7} mean {100 * mean:5.2f}   {each}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for method_name in sys.argv[1:] or ["plain", "l2sp", "dtnh", "grod"]:
+            tune(method_name, Path(folder))

@@ -1,0 +1,98 @@
+"""Who takes the step: pytl's optimizers, torch's, and DTNH as it is written in PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import pytl
+from pytl.benchmark import rivals
+from pytl.benchmark.parameters import ParameterSet
+from pytl.benchmark.rivals import LR, MAX_GRAD_NORM, SP_DECAY, Step
+
+_WEIGHT_DECAY = 1e-2
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    words: str
+    build: Callable[[ParameterSet], Step]
+    reads_start: bool = True
+    moments: int = 2
+    float32_moments: bool = True
+    """Beside 16-bit weights; else the moments have the weights' dtype."""
+    compensated: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("pytl")
+
+    def bytes_per_parameter(self, dtype: torch.dtype) -> int:
+        """What must be moved, each operand once: w and the moments read and written, g read, w0 read by L2-SP."""
+        size = dtype.itemsize
+        moment_size = max(4, size) if self.float32_moments else size
+        compensation = 2 * size if self.compensated and size == 2 else 0
+        return 2 * size + size + self.reads_start * size + 2 * self.moments * moment_size + compensation
+
+
+def _adamw(**options: Any) -> Callable[[ParameterSet], Step]:
+    return lambda p: pytl.AdamW(p.named, lr=LR, **{"compensated": False, **options}).step
+
+
+def _dtnh(**options: Any) -> Callable[[ParameterSet], Step]:
+    common: dict[str, Any] = {"weight_decay": 0, "sp_decay": SP_DECAY, "direction": "dtnh", **options}
+    return lambda p: _adamw(start=p.start, **common)(p)
+
+
+def _on_one_thread(p: ParameterSet) -> Step:
+    step = _dtnh()(p)
+
+    def on_one_thread() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        step()
+        torch.set_num_threads(threads)
+
+    return on_one_thread
+
+
+def _torch_adamw(p: ParameterSet) -> Step:
+    return torch.optim.AdamW(p.weights, lr=LR, weight_decay=_WEIGHT_DECAY, fused=True).step
+
+
+def _sgd(p: ParameterSet) -> Step:
+    return pytl.SGD(p.named, lr=LR, momentum=_MOMENTUM, compensated=False).step
+
+
+def _sgd_dtnh(p: ParameterSet) -> Step:
+    optimizer = pytl.SGD(
+        p.named, lr=LR, momentum=_MOMENTUM, sp_decay=SP_DECAY, direction="dtnh", start=p.start, compensated=False
+    )
+    return optimizer.step
+
+
+def _torch_sgd(p: ParameterSet) -> Step:
+    return torch.optim.SGD(p.weights, lr=LR, momentum=_MOMENTUM, fused=True).step
+
+
+_ALL = (
+    Contender("torch", "torch AdamW, fused", _torch_adamw, reads_start=False, float32_moments=False),
+    Contender("pytl", "pytl AdamW", _adamw(weight_decay=_WEIGHT_DECAY), reads_start=False),
+    Contender("pytl-dtnh", "pytl AdamW + L2-SP + DTNH", _dtnh()),
+    Contender("pytl-dtnh-clip", "pytl AdamW + L2-SP + DTNH + clipping", _dtnh(max_grad_norm=MAX_GRAD_NORM)),
+    Contender("pytl-dtnh-kahan", "pytl AdamW + L2-SP + DTNH + Kahan", _dtnh(compensated=True), compensated=True),
+    Contender("pytl-dtnh-one-thread", "the same on one thread", _on_one_thread),
+    Contender("pytl-reference", "pytl's reference (foreach=True)", _dtnh(foreach=True)),
+    Contender("eager", "DTNH in PyTorch, best eager form", rivals.best_eager),
+    Contender("foreach", "DTNH in PyTorch, all foreach", rivals.all_foreach),
+    Contender("compiled", "DTNH in PyTorch, torch.compile", rivals.compiled),
+    Contender("autograd", "DTNH as people write it, clipping", rivals.autograd),
+    Contender("torch-sgd", "torch SGD, fused", _torch_sgd, reads_start=False, moments=1, float32_moments=False),
+    Contender("pytl-sgd", "pytl SGD", _sgd, reads_start=False, moments=1),
+    Contender("pytl-sgd-dtnh", "pytl SGD + L2-SP + DTNH", _sgd_dtnh, moments=1),
+)
+
+CONTENDERS = {contender.name: contender for contender in _ALL}

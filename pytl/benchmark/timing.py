@@ -1,0 +1,82 @@
+"""Paired timing: both steps in turn, A B A B, so that what disturbs one disturbs the other."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import quantiles
+from time import perf_counter, process_time
+
+import torch
+
+from pytl.benchmark.rivals import Step
+
+LEAST_PAIRS = 5  # however long a step takes
+_COPIED = 64 << 20  # elements: 256 MiB in float32, beyond every cache
+_COPIES = 9
+
+
+@dataclass(frozen=True)
+class Spread:
+    p20: float
+    p50: float
+    p80: float
+
+    def scaled(self, factor: float) -> "Spread":
+        return Spread(factor * self.p20, factor * self.p50, factor * self.p80)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    if len(values) == 1:
+        return Spread(*3 * [values[0]])
+    tenths = quantiles(values, n=10, method="inclusive")
+    return Spread(tenths[1], tenths[4], tenths[7])
+
+
+@dataclass(frozen=True)
+class Sample:
+    wall: float
+    """Seconds."""
+    cpu: float
+    """Seconds of all threads, those included in which a thread waits busily."""
+
+
+def time_pairs(ours: Sequence[Step], rival: Sequence[Step], pairs: int, seconds: float) -> list[tuple[Sample, Sample]]:
+    """Steps on each list's parameter sets in turn; ends after ``pairs``, or after ``seconds`` and five pairs."""
+    our_turns, rival_turns = cycle(ours), cycle(rival)
+    taken: list[tuple[Sample, Sample]] = []
+    with _without_garbage_collection():
+        begin = perf_counter()
+        while len(taken) < pairs and (len(taken) < LEAST_PAIRS or perf_counter() - begin < seconds):
+            taken.append((_timed(next(our_turns)), _timed(next(rival_turns))))
+    return taken
+
+
+def _timed(step: Step) -> Sample:
+    cpu, wall = process_time(), perf_counter()
+    step()
+    wall = perf_counter() - wall
+    return Sample(wall, process_time() - cpu)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def copy_rate() -> Spread:
+    """Of ``Tensor.copy_`` on 256 MiB with torch's threads, in 1e9 bytes a second, bytes read and written.
+
+    It is no bound: a copy's stores read the line first unless they bypass the caches, which this count leaves out; an
+    optimizer writes lines that it has read anyway.
+    """
+    source = torch.randn(1 << 20).repeat(_COPIED >> 20)
+    target = torch.empty_like(source).fill_(1)
+    moved = 2 * source.nbytes
+    return spread([moved / _timed(lambda: target.copy_(source)).wall / 1e9 for _ in range(_COPIES)])

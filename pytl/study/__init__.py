@@ -1,0 +1,1 @@
+"""Comparisons of methods: tasks, seeds, statistics, tables, figures and one report."""

@@ -1,0 +1,105 @@
+"""What runs over several seeds show: means with 95% intervals, and differences to plain fine-tuning paired by seed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from pytl.data import Task
+from pytl.extras import require
+from pytl.training.records import Record
+
+_CONFIDENCE = 0.95
+BASELINE = "plain"
+VERDICTS = ("helps", "hurts", "no difference seen", "needs more seeds")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% interval by Student's t; from a single value the interval is unknown (nan)."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run's history."""
+
+    task: Task
+    method: str
+    seed: int
+    history: list[Record]
+
+    @property
+    def accuracy(self) -> float:
+        """After the last epoch."""
+        return float(self.history[-1]["accuracy"] or 0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a task: accuracies in [0, 1], differences to plain fine-tuning paired by seed (None for itself)."""
+
+    task: str
+    title: str
+    method: str
+    accuracy: Interval
+    difference: Interval | None
+    verdict: str
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    """One row for each task and method, in the order of the runs."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    titles = {outcome.task.name: outcome.task.title for outcome in outcomes}
+    for outcome in outcomes:
+        found.setdefault((outcome.task.name, outcome.method), {})[outcome.seed] = outcome.accuracy
+    return [
+        _row(task, titles[task], method, accuracies, found.get((task, BASELINE)))
+        for (task, method), accuracies in found.items()
+    ]
+
+
+def _row(task: str, title: str, method: str, accuracies: dict[int, float], plain: dict[int, float] | None) -> Row:
+    if plain is None or method == BASELINE:
+        return Row(task, title, method, interval([*accuracies.values()]), None, "")
+    difference = paired(accuracies, plain)
+    return Row(task, title, method, interval([*accuracies.values()]), difference, verdict(difference))
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of `values` and its 95% interval.
+
+    Raises:
+        ValueError: `values` is empty.
+    """
+    if not values:
+        raise ValueError("values must hold >= 1 number; got none")
+    mean, count = fmean(values), len(values)
+    if count == 1:
+        return Interval(mean, math.nan, math.nan)
+    quantile = float(require("scipy.stats", "cli").t.ppf((1 + _CONFIDENCE) / 2, count - 1))
+    half = quantile * stdev(values) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval:
+    """The mean difference over the seeds that both have, with its interval.
+
+    Pairing by seed takes out what a seed does to both: the same images, the same starting network.
+    """
+    return interval([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
+
+
+def verdict(difference: Interval) -> str:
+    """One of `VERDICTS`; "helps" and "hurts" only where the interval leaves out 0."""
+    helps, hurts, unseen, unknown = VERDICTS
+    if math.isnan(difference.low):
+        return unknown
+    return helps if difference.low > 0 else hurts if difference.high < 0 else unseen

@@ -1,0 +1,157 @@
+"""The comparison's pictures: differences to plain fine-tuning, accuracy by epoch, conflict by epoch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytl.extras import require
+from pytl.study.evidence import BASELINE, Outcome, Row, interval
+from pytl.training.records import Record
+
+Look = dict[str, Any]
+
+_COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
+    "plain": "#5f6b7a",
+    "l2": "#e69f00",
+    "l2sp": "#0072b2",
+    "dtnh": "#d55e00",
+    "grod": "#009e73",
+    "pcgrad": "#cc79a7",
+}
+_OTHERS = ("#56b4e9", "#8c6d31", "#7b4fa3", "#b8a500")
+_DASHES = {"dtnh": (0, (5, 1.5)), "grod": (0, (1.5, 1)), "pcgrad": (0, (4, 1.5, 1, 1.5))}  # they often coincide
+_WIDTH = 5.4  # inches: on a phone, where a picture is as wide as the screen, the letters are still readable
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa4b1",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6eaef",
+    "xtick.color": "#3c4653",
+    "ytick.color": "#3c4653",
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+}
+
+
+def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict[str, Path]:
+    """Draws all that the runs can show, as PNG files in `folder`.
+
+    Returns:
+        ``"differences"``, ``"accuracy TASK"`` and ``"conflict TASK"`` -> file.
+    """
+    require("matplotlib", "plots").use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    looks = _looks(row.method for row in rows)
+    drawn = {}
+    with require("matplotlib.pyplot", "plots").rc_context(_STYLE):
+        if any(row.difference for row in rows):
+            drawn["differences"] = _differences(rows, looks, folder / "differences.png")
+        for task in dict.fromkeys(outcome.task.name for outcome in outcomes):
+            mine = [outcome for outcome in outcomes if outcome.task.name == task]
+            stem = task.replace(":", "-")
+            drawn[f"accuracy {task}"] = _accuracy(mine, looks, folder / f"accuracy-{stem}.png")
+            pulled = [one for one in mine if any(record.get("conflict_rate") is not None for record in one.history)]
+            if pulled:
+                drawn[f"conflict {task}"] = _conflict(pulled, looks, folder / f"conflict-{stem}.png")
+    return drawn
+
+
+def _looks(methods: Iterable[str]) -> dict[str, Look]:
+    """Each method's colour and dashes, the same in every picture."""
+    names = list(dict.fromkeys(methods))
+    unknown = [name for name in names if name not in _COLOURS]
+    colours = _COLOURS | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(unknown)}
+    return {name: {"color": colours[name], "linestyle": _DASHES.get(name, "-")} for name in names}
+
+
+def _differences(rows: Sequence[Row], looks: dict[str, Look], path: Path) -> Path:
+    """Each method's gain over plain fine-tuning, by task; what leaves out 0 is drawn full, the rest hollow."""
+    compared = [(row, row.difference) for row in rows if row.difference]
+    tasks = list(dict.fromkeys(row.task for row, _ in compared))
+    methods = list(dict.fromkeys(row.method for row, _ in compared))
+    figure, axes = _pyplot().subplots(figsize=(_WIDTH, 1.4 + 0.27 * (len(compared) + len(tasks))))
+    for row, difference in compared:
+        y = tasks.index(row.task) * (len(methods) + 1) + methods.index(row.method)
+        mean, reach = 100 * difference.mean, 100 * difference.half_width
+        sure = row.verdict in ("helps", "hurts")
+        colour = looks[row.method]["color"]
+        axes.errorbar(mean, y, xerr=0 if math.isnan(reach) else reach, color=colour, capsize=3, linewidth=2)
+        axes.plot(mean, y, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
+    axes.axvline(0, color="#3c4653", linewidth=1)
+    middles = [index * (len(methods) + 1) + (len(methods) - 1) / 2 for index in range(len(tasks))]
+    axes.set_yticks(middles, [task.removeprefix("digits:") for task in tasks])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(tasks) * (len(methods) + 1) - 1.2, -0.8)
+    axes.set_xlabel("accuracy minus plain's, percentage points\n(95% interval, paired by seed; hollow: includes 0)")
+    _legend(figure, methods, looks)
+    return _saved(figure, path)
+
+
+def _accuracy(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
+    figure, axes = _pyplot().subplots(figsize=(_WIDTH, 4.4))
+    _curves(axes, outcomes, "accuracy", looks, 100)
+    axes.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy")
+    axes.yaxis.set_major_formatter("{x:g}")
+    _legend(figure, list(dict.fromkeys(outcome.method for outcome in outcomes)), looks)
+    return _saved(figure, path)
+
+
+def _conflict(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
+    figure, (rate, cosine) = _pyplot().subplots(2, 1, figsize=(_WIDTH, 4.4), sharex=True)
+    _curves(rate, outcomes, "conflict_rate", looks, 100)
+    rate.set(ylabel="tensors, %", ylim=(-4, 104), title="Where the pull opposes the task")
+    _curves(cosine, outcomes, "mean_cosine", looks, 1)
+    cosine.axhline(0, color="#3c4653", linewidth=1)
+    cosine.set(xlabel="epoch", ylabel="cosine", title="Mean cosine of pull and task gradient")
+    _legend(figure, list(dict.fromkeys(outcome.method for outcome in outcomes)), looks)
+    return _saved(figure, path)
+
+
+def _curves(axes: Any, outcomes: Sequence[Outcome], key: str, looks: dict[str, Look], scale: float) -> None:
+    """A line a method: the mean over seeds, in a band of its 95% interval."""
+    for method in dict.fromkeys(outcome.method for outcome in outcomes):
+        values = _by_epoch([outcome.history for outcome in outcomes if outcome.method == method], key)
+        epochs, bands = list(values), [interval(one) for one in values.values()]
+        order = 2 + (method != BASELINE)
+        axes.plot(epochs, [scale * band.mean for band in bands], linewidth=2, zorder=order, **looks[method])
+        low = [scale * max(band.low, -1 if key == "mean_cosine" else 0) for band in bands]
+        high = [scale * min(band.high, 1) for band in bands]
+        axes.fill_between(epochs, low, high, color=looks[method]["color"], alpha=0.1, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _by_epoch(histories: Sequence[Sequence[Record]], key: str) -> dict[int, list[float]]:
+    """Each epoch's values over the seeds, where there are any."""
+    found: dict[int, list[float]] = {}
+    for record in (record for history in histories for record in history):
+        value = record.get(key)
+        if value is not None:
+            found.setdefault(int(record["epoch"] or 0), []).append(value)
+    return found
+
+
+def _legend(figure: Any, methods: Sequence[str], looks: dict[str, Look]) -> None:
+    line = require("matplotlib.lines", "plots").Line2D
+    handles = [line([], [], linewidth=2.5, label=method, **looks[method]) for method in methods]
+    figure.legend(handles=handles, loc="outside upper right", ncols=min(4, len(methods)), handlelength=1.8)
+
+
+def _pyplot() -> Any:
+    return require("matplotlib.pyplot", "plots")
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    figure.set_layout_engine("constrained")
+    figure.savefig(path)
+    _pyplot().close(figure)
+    return path

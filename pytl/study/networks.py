@@ -1,0 +1,105 @@
+"""Where a comparison's networks come from: pre-trained here on digits, made by a function, or read from a folder."""
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytl.data import Task, batches
+from pytl.data.image_folder import Preparation
+from pytl.extras import require
+from pytl.training import checkpoint
+from pytl.training.fine_tuning import finetune
+from pytl.training.methods import Method
+
+_SOURCE_STEPS, _SOURCE_BATCH, _SOURCE_LR = 600, 32, 0.05
+
+
+class DigitsNet(nn.Module):
+    """Three convolutions and a head, 41,000 weights; for images [n, 1, 8, 8]."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(256, 64), nn.ReLU()),
+        )
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:
+    """A `DigitsNet` that learnt `task.source`, with a new head for the task's classes.
+
+    It is trained once for each source and seed, and kept in `cache`.
+    """
+    if task.source is None:
+        raise ValueError(f"task must have a source; got {task.name!r} without one")
+    path = checkpoint.writable_folder(cache) / f"{task.source_name}-{seed}.pt"
+    torch.manual_seed(seed)
+    network = DigitsNet(10)
+    if path.exists():
+        network.load_state_dict(checkpoint.load(path))
+    else:
+        loader = batches(task.source, _SOURCE_BATCH, shuffle=True)
+        epochs = math.ceil(_SOURCE_STEPS / len(loader))
+        alone = Method("source")  # the task's gradient and nothing else
+        finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False)
+        checkpoint.save(path, network.state_dict())
+    torch.manual_seed(seed)  # the same head, whether the rest was trained just now or read
+    network.head = nn.Linear(64, task.num_classes)
+    return network
+
+
+def from_name(name: str) -> Callable[[int], nn.Module]:
+    """The maker of a user's network, called with the number of classes.
+
+    Args:
+        name: ``module:function`` (modules in the working directory are found), or a local Hugging Face folder.
+
+    Raises:
+        ValueError: it is neither, or the function is not found.
+    """
+    if (Path(name) / "config.json").is_file():
+        return _hugging_face(name)
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise ValueError(f"model must be module:function or a folder with a config.json; got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model must be module:function; got {name!r}: {error}") from error
+
+
+def _hugging_face(folder: str) -> Callable[[int], nn.Module]:
+    auto_model = require("transformers", "hf").AutoModelForImageClassification
+
+    def make(num_classes: int) -> nn.Module:
+        return auto_model.from_pretrained(
+            folder, num_labels=num_classes, ignore_mismatched_sizes=True, local_files_only=True
+        )
+
+    return make
+
+
+def preparation(name: str, image_size: int) -> Preparation:
+    """How the network `name` wants its images: a Hugging Face folder says so itself, the others expect ImageNet's."""
+    config = Path(name) / "preprocessor_config.json"
+    if not config.is_file():
+        return Preparation(image_size)
+    found: dict[str, Any] = json.loads(config.read_text())
+    usual = Preparation(image_size)
+    return Preparation(image_size, tuple(found.get("image_mean", usual.mean)), tuple(found.get("image_std", usual.std)))

@@ -1,0 +1,72 @@
+"""The comparison written down: ``results.json``, PNG pictures, and ``report.html``, one file that needs no network."""
+
+import base64
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytl.extras import require
+from pytl.study import figures, table
+from pytl.study.comparison import Study
+from pytl.study.evidence import Outcome, Row, rows
+from pytl.training import checkpoint
+from pytl.training.methods import parse
+
+
+def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
+    """Writes all of it to ``study.out``.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    found = rows(outcomes)
+    drawn = figures.draw(outcomes, found, study.out / "figures")
+    results = {
+        "study": asdict(study),
+        "machine": {"torch": torch.__version__, "python": platform.python_version(), "cpu": platform.machine()},
+        "rows": [asdict(row) for row in found],
+        "runs": [
+            {"task": one.task.name, "method": one.method, "seed": one.seed, "accuracy": one.accuracy}
+            for one in outcomes
+        ],
+    }
+    with checkpoint.replacing(study.out / "results.json") as file:
+        file.write(json.dumps(_json(results), indent=2, default=str).encode())
+    path = study.out / "report.html"
+    with checkpoint.replacing(path) as file:
+        file.write(_page(study, outcomes, found, drawn).encode())
+    return path
+
+
+def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn: Mapping[str, Path]) -> str:
+    jinja = require("jinja2", "cli")
+    environment = jinja.Environment(loader=jinja.PackageLoader("pytl.study"), autoescape=True, trim_blocks=True)
+    environment.globals |= {"text": table}
+    tasks: dict[str, list[Row]] = {}
+    for row in found:
+        tasks.setdefault(row.task, []).append(row)
+    return environment.get_template("report.html").render(
+        study=study,
+        tasks=tasks,
+        summary=table.summary(found),
+        compared=sum(1 for row in found if row.difference),
+        methods=[parse(name) for name in dict.fromkeys(row.method for row in found)],
+        images={name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
+        skipped=sorted({str(path) for outcome in outcomes for path in outcome.task.skipped}),
+        torch=torch.__version__,
+    )
+
+
+def _json(value: Any) -> Any:
+    """JSON knows no nan: null stands for it."""
+    if isinstance(value, Mapping):
+        return {key: _json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

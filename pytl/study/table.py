@@ -1,0 +1,83 @@
+"""The comparison in words and numbers, for the terminal and for the report."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pytl.extras import require
+from pytl.study.evidence import BASELINE, VERDICTS, Interval, Row
+
+_COLUMNS = {
+    "task": "left",
+    "method": "left",
+    "accuracy, %": "right",
+    "minus plain, points": "right",
+    "verdict": "left",
+}
+_COLOURS = {"helps": "green", "hurts": "red"}
+_WIDTH = 100  # where there is no terminal to ask
+_NOTE = "± and brackets: 95% intervals over seeds, of the difference paired by seed."
+
+
+def show(table: Sequence[Row]) -> None:
+    """Prints the table of results and the sentence below it."""
+    console = require("rich.console", "cli").Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(_drawn(table))
+    console.print(f"{_NOTE} {summary(table)}", highlight=False)
+
+
+def _drawn(table: Sequence[Row]) -> Any:
+    drawn = require("rich.table", "cli").Table(box=require("rich.box", "cli").SIMPLE_HEAD)
+    for title, justify in _COLUMNS.items():
+        drawn.add_column(title, justify=justify)
+    previous = ""
+    for row in table:
+        if row.task != previous and previous:
+            drawn.add_section()
+        colour = _COLOURS.get(row.verdict, "default")
+        task = row.task.removeprefix("digits:") if row.task != previous else ""
+        cells = (accuracy(row.accuracy), difference(row.difference), f"[{colour}]{verdict(row)}[/]")
+        drawn.add_row(task, row.method, *cells)
+        previous = row.task
+    return drawn
+
+
+def accuracy(found: Interval) -> str:
+    """In percent: ``87.3 ± 1.2``, or the mean alone where one run leaves the interval unknown."""
+    spread = "" if math.isnan(found.low) else f" ± {100 * found.half_width:.1f}"
+    return f"{100 * found.mean:.1f}{spread}"
+
+
+def ends(found: Interval, sign: str = "") -> str:
+    """An interval in percent: ``86.1 to 88.5``; with `sign` ``"+"`` each end has its sign."""
+    return "" if math.isnan(found.low) else f"{100 * found.low:{sign}.1f} to {100 * found.high:{sign}.1f}"
+
+
+def difference(found: Interval | None) -> str:
+    """In percentage points: ``+0.8 (+0.1 to +1.5)``."""
+    if found is None:
+        return ""
+    known = ends(found, "+")
+    return f"{100 * found.mean:+.1f}" + (f" ({known})" if known else "")
+
+
+def verdict(row: Row) -> str:
+    """Whether the method helps, or that it is what the others are held against."""
+    return "baseline" if row.method == BASELINE else row.verdict
+
+
+def summary(table: Sequence[Row]) -> str:
+    """What was found, method by method."""
+    compared = [row for row in table if row.difference]
+    if not compared:
+        return f"Nothing was compared: that needs {BASELINE} and another method."
+    count = len({row.task for row in compared})
+    lines = [_of_method(method, compared) for method in dict.fromkeys(row.method for row in compared)]
+    return f"Against {BASELINE} fine-tuning, {count} task{'s' if count > 1 else ''}. {'. '.join(lines)}."
+
+
+def _of_method(method: str, compared: Sequence[Row]) -> str:
+    verdicts = [row.verdict for row in compared if row.method == method]
+    counts = [f"{text} on {verdicts.count(text)}" for text in sorted(set(verdicts), key=VERDICTS.index)]
+    return f"{method}: {', '.join(counts)}"

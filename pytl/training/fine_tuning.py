@@ -1,0 +1,147 @@
+"""`finetune`: a network, its data and a method in; a trained network and its history out."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from pytl.training import checkpoint, methods
+from pytl.training.journal import Journal
+from pytl.training.progress import bar
+from pytl.training.records import Record
+from pytl.training.run import Parts, Run
+from pytl.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        model: with the last epoch's weights, in evaluation mode.
+        optimizer: holds the starting point and the last step's Gram numbers.
+        history: one record an epoch, as in ``metrics.jsonl``.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    history: list[Record]
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the evaluation data after the last epoch; never the best epoch's, which would be chosen on them."""
+        return self.history[-1].get("accuracy")
+
+
+def finetune(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    eval_loader: Iterable[Any] | None = None,
+    *,
+    method: str | methods.Method = "l2sp",
+    optimizer: str | Optimizer = "sgd",
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    epochs: int = 10,
+    lr: float = 0.01,
+    schedule: str = "cosine",
+    head: str | None = None,
+    device: str | torch.device | None = None,
+    amp: str | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Fine-tunes a pre-trained classifier, in place.
+
+    Batches are ``(inputs, labels)`` or mappings with ``"labels"``; the model returns logits or an object with `logits`.
+    A killed run that is resumed ends with the bits of an uninterrupted one, in the middle of an epoch too: the loader's
+    order is replayed and the random numbers of that moment are put back. (Augmentation in `persistent_workers` is not.)
+
+    Args:
+        model: pre-trained, with a new head.
+        train_loader: a DataLoader, or any iterable that starts anew at each epoch.
+        eval_loader: what loss and accuracy are measured on after each epoch.
+        method: a name in `pytl.training.methods.METHODS`, several joined by ``+``, or a `Method`.
+        optimizer: ``"sgd"``, ``"adamw"``, or an optimizer of your own, which then stands for `method`, `lr` and `head`.
+        loss: (logits, labels) -> mean over the batch.
+        epochs: passes over `train_loader`.
+        lr: learning rate at the start.
+        schedule: ``"cosine"``, from `lr` to 0 over the run, step by step, or ``"constant"``.
+        head: name of the new head's module; None: found by `pytl.param_groups`.
+        device: where to train; None: where the model is.
+        amp: ``"bf16"`` or ``"fp16"`` (with loss scaling); None trains in the model's precision.
+        seed: of torch, NumPy and Python, set before the first epoch; None leaves them.
+        out: folder for ``checkpoint.pt``, written at each epoch's end, and ``metrics.jsonl``; None writes nothing.
+        resume: go on from `out`'s checkpoint if there is one; a finished run is returned as it is.
+        checkpoint_every: steps between checkpoints within an epoch.
+        on_epoch: called with each epoch's record.
+        progress: a bar on a terminal; never elsewhere.
+
+    Raises:
+        ValueError: an argument is out of range, or `resume` meets another run's checkpoint (`ResumeError`).
+        FileExistsError: `out` holds a checkpoint and `resume` is False.
+        OSError: a checkpoint cannot be written; the previous one is whole.
+        Interrupted: Ctrl-C; the state is saved, where `out` is given.
+    """
+    settings = Settings(epochs, lr, schedule, amp, seed, checkpoint_every)
+    if resume and out is None:
+        raise ValueError("resume needs out, the folder of the run to go on with; got None")
+    folder = None if out is None else checkpoint.writable_folder(out)
+    place = _device_of(model) if device is None else torch.device(device)
+    model.to(place)
+    name, built = _chosen(method, optimizer, model, lr, head)
+    fingerprint = _fingerprint(name, built, model, settings)
+    run = Run(Parts(model, built, train_loader, eval_loader, loss, place), settings)
+    journal = Journal(run, folder, fingerprint)
+    if not journal.begin(resume) and seed is not None:
+        _seed(seed)
+    with bar(name, run.steps_total, run.steps_done, progress) as advance:
+        journal.fit(advance, on_epoch)
+    model.eval()
+    return Result(model, built, run.history)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _chosen(
+    method: str | methods.Method, optimizer: str | Optimizer, model: nn.Module, lr: float, head: str | None
+) -> tuple[str, Optimizer]:
+    if isinstance(optimizer, Optimizer):
+        return "own optimizer", optimizer
+    chosen = methods.parse(method) if isinstance(method, str) else method
+    return chosen.name, chosen.optimizer(model, optimizer, lr, head)
+
+
+def _fingerprint(name: str, optimizer: Optimizer, model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it, as plain values."""
+    groups = [
+        {key: value for key, value in group.items() if value is None or isinstance(value, str | bool | int | float)}
+        for group in optimizer.param_groups
+    ]
+    plan = asdict(settings)
+    del plan["checkpoint_every"]  # may change: it does not touch the result
+    return {
+        "method": name,
+        "optimizer": type(optimizer).__name__,
+        "groups": {str(index): group for index, group in enumerate(groups)},
+        **plan,
+        "parameters": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
+    }
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

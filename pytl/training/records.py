@@ -1,0 +1,27 @@
+"""One epoch in numbers, as a line of ``metrics.jsonl``."""
+
+import math
+
+from torch.optim import Optimizer
+
+Record = dict[str, float | int | None]
+
+
+def conflicts(optimizer: Optimizer) -> Record:
+    """The last step's conflict numbers: one read of the device, so once an epoch; none for optimizers of others."""
+    if not hasattr(optimizer, "report"):
+        return {}
+    report = optimizer.report()
+    cosines = [value for value in report.cosine if math.isfinite(value)]
+    return {
+        "conflict_rate": _finite(report.conflict_rate),
+        "mean_cosine": sum(cosines) / len(cosines) if cosines else None,
+        "penalty": _finite(report.penalty),
+        "distance": _finite(math.hypot(*report.distance)),
+        "nonfinite": report.nonfinite,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no nan."""
+    return float(value) if math.isfinite(value) else None

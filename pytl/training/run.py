@@ -1,0 +1,214 @@
+"""One training run: its loop, and the state that lets it stop at any step and go on to the same bits."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from pytl.training.batch import predict
+from pytl.training.checkpoint import random_state, restore_random_state
+from pytl.training.records import Record, conflicts
+from pytl.training.settings import AMP_DTYPES, Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    train_loader: Iterable[Any]
+    eval_loader: Iterable[Any] | None
+    loss: Callable[[Tensor, Tensor], Tensor]
+    device: torch.device
+
+
+@dataclass
+class Hooks:
+    """What is told of the progress: each step, and each epoch's record; `check` may raise to stop between batches."""
+
+    after_step: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None
+    after_epoch: Callable[[Record], None] = lambda record: None
+
+
+@dataclass
+class Partial:
+    """An epoch in progress."""
+
+    random: dict[str, Any]  # at its start: the loader's order is replayed from it
+    batches: int = 0
+    samples: int = 0
+    loss: float | Tensor = 0.0  # summed over samples; kept on the device, because reading it would wait
+    lr: float = 0.0
+    seconds: float = 0.0
+    report: Record = field(default_factory=dict)
+
+
+class Run:
+    """Trains epoch by epoch; `state` may be taken whenever `Hooks` are called and `load`ed into a new run."""
+
+    def __init__(self, parts: Parts, settings: Settings) -> None:
+        self.parts, self.settings = parts, settings
+        self.length = _length("train_loader", parts.train_loader)
+        _length("eval_loader", parts.eval_loader)
+        self.scheduler = LambdaLR(parts.optimizer, self._rate)
+        self.scaler = torch.amp.GradScaler(parts.device.type, enabled=settings.amp == "fp16")
+        self.history: list[Record] = []
+        self.partial: Partial | None = None
+
+    def _rate(self, step: int) -> float:
+        if self.settings.schedule == "constant":
+            return 1.0
+        if self.steps_total is None:
+            raise TypeError("schedule='cosine' needs a train_loader with a length; schedule='constant' does not")
+        return 0.5 * (1 + math.cos(math.pi * step / self.steps_total))
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.settings.epochs
+
+    @property
+    def between_epochs(self) -> bool:
+        """No batch of the epoch is done, or all are; an epoch's report is lost if it is left between the two."""
+        return self.partial is None or self.partial.batches in (0, self.length)
+
+    @property
+    def steps_done(self) -> int:
+        return self.scheduler.last_epoch
+
+    @property
+    def steps_total(self) -> int | None:
+        """None where the loader does not know its length."""
+        return None if self.length is None else self.settings.epochs * self.length
+
+    def state(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on, as tensors and plain values."""
+        return {
+            "model": self.parts.model.state_dict(),
+            "optimizer": self.parts.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(self.parts.train_loader),
+            "history": self.history,
+            "partial": asdict(self.partial) if self.partial else None,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        self.parts.model.load_state_dict(state["model"])
+        self.parts.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = list(state["history"])
+        self.partial = Partial(**state["partial"]) if state["partial"] else None
+        restore_random_state(state["random"], self.parts.train_loader)
+
+    def fit(self, hooks: Hooks) -> None:
+        """Trains to the last epoch; an exception from a hook leaves a state that can be saved."""
+        while not self.finished:
+            self._train(hooks)
+            record = self._record(self._evaluate(hooks))
+            self.history.append(record)
+            self.partial = None
+            hooks.after_epoch(record)
+
+    def _train(self, hooks: Hooks) -> None:
+        self.parts.model.train()
+        batches, partial, began = self._remaining(), self._partial(), time.perf_counter()
+        before = partial.batches
+        for batch in batches:
+            self._step(batch, partial)
+            now = time.perf_counter()
+            partial.seconds, began = partial.seconds + now - began, now
+            hooks.after_step()
+            if not self.between_epochs:
+                hooks.check()
+        if partial.batches > before:  # else it was read before the run was stopped
+            partial.report = conflicts(self.parts.optimizer)
+
+    def _partial(self) -> Partial:
+        self.partial = self.partial or Partial(random_state(self.parts.train_loader))
+        return self.partial
+
+    def _remaining(self) -> Iterator[Any]:
+        """The batches not yet done in this epoch, in the order that the epoch began with."""
+        loader = self.parts.train_loader
+        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+            loader.sampler.set_epoch(len(self.history))  # type: ignore[attr-defined]
+        now, partial = random_state(loader), self._partial()
+        if not partial.batches:
+            return iter(loader)
+        restore_random_state(partial.random, loader)
+        batches = iter(loader)
+        for _ in range(partial.batches):
+            next(batches, None)
+        restore_random_state(now, loader)
+        return batches
+
+    def _step(self, batch: Any, partial: Partial) -> None:
+        optimizer = self.parts.optimizer
+        partial.lr = float(optimizer.param_groups[0]["lr"])
+        with self._autocast():
+            logits, labels = predict(self.parts.model, batch, self.parts.device)
+            loss = self.parts.loss(logits, labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        optimizer.zero_grad()
+        partial.loss = partial.loss + loss.detach().float() * len(labels)
+        partial.samples += len(labels)
+        partial.batches += 1
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AMP_DTYPES.get(self.settings.amp or "")
+        return torch.autocast(self.parts.device.type, dtype, enabled=dtype is not None)
+
+    @torch.no_grad()
+    def _evaluate(self, hooks: Hooks) -> Record:
+        """Loss and accuracy on the evaluation data; leaves the training's random numbers as they were."""
+        if self.parts.eval_loader is None:
+            return {}
+        loader = self.parts.train_loader
+        random, loss, right, samples = random_state(loader), 0.0, 0, 0
+        self.parts.model.eval()
+        try:
+            for batch in self.parts.eval_loader:
+                with self._autocast():
+                    logits, labels = predict(self.parts.model, batch, self.parts.device)
+                    loss += float(self.parts.loss(logits, labels)) * len(labels)
+                right += int((logits.argmax(-1) == labels).sum())
+                samples += len(labels)
+                hooks.check()
+        finally:
+            restore_random_state(random, loader)
+        return {"loss": loss / samples, "accuracy": right / samples}
+
+    def _record(self, scores: Record) -> Record:
+        partial = self._partial()
+        return {
+            "epoch": len(self.history) + 1,
+            "train_loss": float(partial.loss) / max(1, partial.samples),
+            **scores,
+            "lr": partial.lr,
+            **partial.report,
+            "seconds": round(partial.seconds, 4),
+        }
+
+
+def _length(name: str, loader: Iterable[Any] | None) -> int | None:
+    """Batches in an epoch; None where the loader does not know."""
+    try:
+        length = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an IterableDataset
+        return None
+    if length == 0:
+        raise ValueError(f"{name} must have >= 1 batch; got 0")
+    return length

@@ -1,0 +1,338 @@
+import errno
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pytl.training.checkpoint import ResumeError
+from pytl.training.fine_tuning import Result, finetune
+from pytl.training.interrupt import Interrupted
+
+EPOCHS, BATCHES, EVAL_BATCHES = 3, 5, 2
+CALLS_IN_AN_EPOCH = BATCHES + EVAL_BATCHES  # of the loss
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Noisy(Dataset[Any]):
+    """Points in 6 dimensions whose augmentation draws from all three generators."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.points = torch.randn(count, 6, generator=generator)
+        self.labels = (self.points[:, 0] > 0).long() + (self.points[:, 1] > 0).long()
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        shift = random.random() + np.random.randn() + torch.randn(())
+        return (self.points[index] + 0.1 * shift).float(), self.labels[index]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3))
+    model.add_module("head", nn.Linear(16, 3))
+    return model
+
+
+def train(model: nn.Module, loss: Callable[..., Tensor] = cross_entropy, **options: Any) -> Result:
+    loader = DataLoader(Noisy(18), 4, shuffle=True, num_workers=options.pop("num_workers", 0))
+    evaluation = DataLoader(Noisy(8), 4, shuffle=True)
+    fixed = {"method": "dtnh", "head": "head", "epochs": EPOCHS, "lr": 0.1, "seed": 5, "progress": False}
+    return finetune(model, loader, evaluation, loss=loss, **{**fixed, **options})
+
+
+def at_call(number: int, act: Callable[[], None]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss that acts at one of its calls."""
+    calls = iter(range(1, 10_000))
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        if next(calls) == number:
+            act()
+        return cross_entropy(logits, labels)
+
+    return loss
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+def without_seconds(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "l2sp"},
+        {"method": "grod", "optimizer": "adamw", "lr": 0.01},
+        {"amp": "fp16"},
+        {"amp": "bf16", "num_workers": 2},
+    ],
+    ids=["l2sp", "adamw", "fp16", "workers"],
+)
+@pytest.mark.parametrize(
+    "call", [1, 3, BATCHES, BATCHES + 1, CALLS_IN_AN_EPOCH, CALLS_IN_AN_EPOCH + 3, EPOCHS * CALLS_IN_AN_EPOCH]
+)
+def test_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, call: int, options: dict[str, Any]
+) -> None:
+    whole = network()
+    train(whole, out=tmp_path / "whole", **options)
+    with pytest.raises(Interrupted, match=f"saved to {tmp_path}"):
+        train(network(), loss=at_call(call, ctrl_c), out=tmp_path / "stopped", **options)
+    resumed = network()
+    train(resumed, out=tmp_path / "stopped", resume=True, **options)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("call", range(2, 2 * CALLS_IN_AN_EPOCH, 3))
+def test_crash_anywhere_loses_only_what_came_after_the_last_checkpoint(tmp_path: Path, call: int) -> None:
+    def crash() -> None:
+        raise RuntimeError("crash")
+
+    whole = network()
+    train(whole, out=tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        train(network(), loss=at_call(call, crash), out=tmp_path / "crashed", checkpoint_every=2)
+    resumed = network()
+    train(resumed, out=tmp_path / "crashed", checkpoint_every=3, resume=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert without_seconds(tmp_path / "crashed") == without_seconds(tmp_path / "whole")
+
+
+def test_ctrl_c_in_the_very_last_step_is_not_lost(tmp_path: Path) -> None:
+    batches = [(torch.randn(4, 6), torch.zeros(4, dtype=torch.long))]
+    loss = at_call(1, ctrl_c)
+    with pytest.raises(Interrupted):
+        finetune(network(), batches, loss=loss, epochs=1, head="head", out=tmp_path)
+    assert finetune(network(), batches, loss=loss, epochs=1, head="head", out=tmp_path, resume=True).history
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        ctrl_c()
+        ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(network(), loss=at_call(2, twice), out=tmp_path)
+    assert not isinstance(stopped.value, Interrupted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_metrics_hold_each_epoch_once_after_a_kill_between_two_writes(tmp_path: Path) -> None:
+    train(network(), out=tmp_path)
+    first = without_seconds(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3}\n{"epo')
+    train(network(), out=tmp_path, resume=True)
+    assert without_seconds(tmp_path) == first
+    assert [record["epoch"] for record in first] == [1, 2, 3]
+
+
+def test_finished_run_is_returned_without_training(tmp_path: Path) -> None:
+    done = train(network(), out=tmp_path)
+    again = train(network(), out=tmp_path, resume=True, loss=at_call(1, ctrl_c))
+    assert again.history == done.history
+    assert torch.equal(weights(again.model), weights(done.model))
+
+
+def test_resume_without_a_checkpoint_begins(tmp_path: Path) -> None:
+    assert torch.equal(weights(train(network(), out=tmp_path, resume=True).model), weights(train(network()).model))
+
+
+def test_second_run_does_not_overwrite_the_first(tmp_path: Path) -> None:
+    train(network(), out=tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="resume it, or choose another out"):
+        train(network(), out=tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"method": "grod"}, "method: saved dtnh, now grod"),
+        ({"epochs": 4}, "epochs: saved 3, now 4"),
+        ({"lr": 0.2}, r"groups.0.lr: saved 0.1, now 0.2"),
+        ({"seed": 6}, "seed: saved 5, now 6"),
+        ({"optimizer": "adamw"}, "optimizer: saved SGD, now AdamW"),
+    ],
+)
+def test_resume_of_another_run_is_refused_before_anything_changes(
+    tmp_path: Path, options: dict[str, Any], difference: str
+) -> None:
+    train(network(), out=tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model = network()
+    before = weights(model)
+    with pytest.raises(ResumeError, match=difference):
+        train(model, out=tmp_path, resume=True, **options)
+    assert torch.equal(weights(model), before)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_resume_with_another_model_is_refused(tmp_path: Path) -> None:
+    train(network(), out=tmp_path)
+    wider = nn.Sequential(nn.Linear(6, 17), nn.ReLU())
+    wider.add_module("head", nn.Linear(17, 3))
+    with pytest.raises(ResumeError, match=r"parameters.0.weight: saved \[16, 6\], now \[17, 6\]"):
+        train(wider, out=tmp_path, resume=True)
+
+
+def test_full_disk_stops_the_run_and_the_previous_checkpoint_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    whole = network()
+    train(whole)
+    with monkeypatch.context() as patch:
+        fills = at_call(CALLS_IN_AN_EPOCH + 2, lambda: patch.setattr(os, "fsync", fill))
+        with pytest.raises(OSError, match=r"previous one is whole.*No space left"):
+            train(network(), out=tmp_path, loss=fills)
+    resumed = network()
+    train(resumed, out=tmp_path, resume=True)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_evaluation_does_not_change_what_is_learnt() -> None:
+    with_evaluation, without = network(), network()
+    train(with_evaluation)
+    loader = DataLoader(Noisy(18), 4, shuffle=True)
+    finetune(without, loader, method="dtnh", head="head", epochs=EPOCHS, lr=0.1, seed=5)
+    assert torch.equal(weights(with_evaluation), weights(without))
+
+
+def test_epoch_record_holds_what_was_asked_for() -> None:
+    record = train(network()).history[-1]
+    assert record["epoch"] == EPOCHS
+    assert {"train_loss", "loss", "accuracy", "lr", "seconds"} <= record.keys()
+    assert record["distance"] > 0
+    assert record["penalty"] > 0
+    assert 0 <= record["conflict_rate"] <= 1
+    assert -1 <= record["mean_cosine"] <= 1
+
+
+def test_rate_falls_from_lr_to_zero() -> None:
+    rates = [record["lr"] for record in train(network(), epochs=4).history]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.01
+    assert {record["lr"] for record in train(network(), schedule="constant").history} == {0.1}
+
+
+def test_dict_batches_and_outputs_with_logits_train_like_pairs() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, points: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.inner(points))
+
+    data = TensorDataset(Noisy(12).points, Noisy(12).labels)
+    pairs = [data[i : i + 4] for i in range(0, 12, 4)]
+    mappings = [{"points": points, "labels": labels} for points, labels in pairs]
+    plain, wrapped = network(), Wrapped()
+    finetune(plain, pairs, pairs, head="head", seed=0)
+    finetune(wrapped, mappings, mappings, head="inner.head", seed=0)
+    assert torch.equal(weights(wrapped), weights(plain))
+
+
+def test_own_optimizer_is_used_as_it_is(tmp_path: Path) -> None:
+    model = network()
+    own = torch.optim.Adam(model.parameters(), lr=0.01)
+    result = train(model, optimizer=own, out=tmp_path)
+    assert result.optimizer is own
+    assert "conflict_rate" not in result.history[-1]
+
+
+def test_iterable_without_a_length_trains_at_a_constant_rate() -> None:
+    class Endless(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(Noisy(8))
+
+    loader = DataLoader(Endless(), 4)
+    assert finetune(network(), loader, schedule="constant", epochs=2, head="head").history[-1]["epoch"] == 2
+    with pytest.raises(TypeError, match="schedule='cosine' needs a train_loader with a length"):
+        finetune(network(), loader, head="head")
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+def test_iterable_without_a_length_resumes(tmp_path: Path, call: int) -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from torch.utils.data.DataLoader(TensorDataset(Noisy(8).points, Noisy(8).labels), 4)
+
+    class Stream:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return batches()
+
+    fixed: dict[str, Any] = {"schedule": "constant", "epochs": 2, "head": "head", "seed": 0}
+    whole, resumed = network(), network()
+    finetune(whole, Stream(), **fixed)
+    with pytest.raises(Interrupted):
+        finetune(network(), Stream(), out=tmp_path, loss=at_call(call, ctrl_c), **fixed)
+    finetune(resumed, Stream(), out=tmp_path, resume=True, **fixed)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_nothing_is_printed_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    train(network(), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be >= 1; got 0"),
+        ({"lr": -1.0}, "lr must be finite and >= 0; got -1.0"),
+        ({"lr": float("nan")}, "lr must be finite and >= 0; got nan"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant; got 'linear'"),
+        ({"amp": "int8"}, "amp must be None or one of bf16, fp16; got 'int8'"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be >= 1; got 0"),
+        ({"method": "l3"}, "method must be one of plain, .*dtnh, .*; got 'l3'"),
+        ({"method": "dtnh+grod"}, "method must have one direction; got 'dtnh.grod' with dtnh, grod"),
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, adamw; got 'lion'"),
+        ({"resume": True}, "resume needs out"),
+    ],
+)
+def test_bad_argument_is_named_before_anything_changes(options: dict[str, Any], message: str) -> None:
+    model = network()
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        train(model, **options)
+    assert torch.equal(weights(model), before)
+
+
+def test_empty_loader_is_named() -> None:
+    with pytest.raises(ValueError, match="train_loader must have >= 1 batch; got 0"):
+        finetune(network(), [], head="head")
