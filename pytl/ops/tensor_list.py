@@ -117,8 +117,19 @@ def check_weight(weight: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be floating point; got {weight.dtype}")
     if weight.layout != torch.strided:
         raise TypeError(f"{name} must be dense; got layout {weight.layout}")
-    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape, strict=True)):
-        raise ValueError(f"{name} must own each of its elements; got an expanded tensor (strides {weight.stride()})")
+    if _overlaps_itself(weight):
+        raise ValueError(
+            f"{name} must own each of its elements; got an expanded or overlapping view, strides {weight.stride()}"
+        )
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    reach = 0  # of the dimensions so far, in elements
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def check_gradient(gradient: Tensor, name: str) -> None:
@@ -162,6 +173,8 @@ class TensorList:
     ) -> None:
         self.operands = list(operands)
         self.on_core = on_core
+        device = self.operands[0].weight.device if operands else None
+        self.group_of = torch.tensor([o.group for o in self.operands], dtype=torch.int64, device=device)
         for i, one in enumerate(self.operands):
             check(one, names[i] if names else f"weights[{i}]")
         if on_core:

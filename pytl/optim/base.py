@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -26,10 +26,8 @@ from pytl.optim.report import Report, make_report
 from pytl.optim.start import Source, StartingPoint
 from pytl.optim.state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
 
-
-def _named(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-    return zip(names, group["params"], strict=True)
+Member = tuple[int, str, Tensor]
+"""The place of a parameter's group, its name, and the parameter."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -77,13 +75,20 @@ class Optimizer(torch.optim.Optimizer):
             check_options(self.defaults | param_group)
         super().add_param_group(param_group)
         try:
-            for name, p in _named(self.param_groups[-1]):
+            for _, name, p in self._members():
                 check_weight(p, name)
             check_overlap(self._params())
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
         self._plan = None
+
+    def _members(self) -> list[Member]:
+        members: list[Member] = []
+        for k, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"parameter {len(members) + i}" for i in range(len(group["params"]))]
+            members += [(k, name, p) for name, p in zip(names, group["params"], strict=True)]
+        return members
 
     def _params(self) -> list[Tensor]:
         return list(dict.fromkeys(chain.from_iterable(group["params"] for group in self.param_groups)))
@@ -95,9 +100,9 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(
                 "start needs the parameters' names: pass model.named_parameters() or pytl.param_groups(model)"
             )
-        named = [(name, p, is_anchored(group)) for group in self.param_groups for name, p in _named(group)]
-        anchored = {name: p for name, p, is_one in named if is_one}
-        self._start.check(anchored, [name for name, _, is_one in named if not is_one])
+        members = self._members()
+        anchored = {name: p for k, name, p in members if is_anchored(self.param_groups[k])}
+        self._start.check(anchored, [name for _, name, _ in members if name not in anchored])
 
     # The step:
 
@@ -118,17 +123,14 @@ class Optimizer(torch.optim.Optimizer):
     def _step(self) -> None:
         self._refuse_global_in_backward()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
-            self._penalties.clear()
-            return
-        plan = self._current_plan()
-        if not plan.lists:
-            return
-        factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
-        options = [self._options(group, -factor if group["maximize"] else factor) for group in self.param_groups]
-        look_and_step(plan.lists, options, type(self)._run, plan.rows, self.max_grad_norm)
-        plan.publish()
-        torch.autograd.graph.increment_version(plan.on_core)
+        overflow = found_inf is not None and found_inf.item()
+        plan = None if overflow else self._current_plan()
+        if plan is not None and plan.lists:
+            factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
+            options = [self._options(group, -factor if group["maximize"] else factor) for group in self.param_groups]
+            look_and_step(plan.lists, options, type(self)._run, plan.rows, self.max_grad_norm)
+            plan.publish()
+            torch.autograd.graph.increment_version(plan.on_core)
         self._penalties.clear()
 
     def _refuse_global_in_backward(self) -> None:
@@ -158,7 +160,7 @@ class Optimizer(torch.optim.Optimizer):
         return len(group["params"]), is_anchored(group), group["fused"], group["foreach"], self._states(group)
 
     def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
-        members = [(k, name, p) for k, group in enumerate(self.param_groups) for name, p in _named(group)]
+        members = self._members()
         first = {p: i for i, p in reversed([*enumerate(params)])}
         stepped = [(i, g) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
         for i, grad in stepped:
@@ -249,7 +251,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def report(self) -> Report:
         """The last step in numbers, by tensor and in all. Reads the weights once."""
-        return make_report(self._seen(), self.param_groups, self.state)
+        return make_report(self._seen(), self._members(), self.param_groups, self.state)
 
     def _seen(self) -> Plan:
         if self._plan is None:
@@ -283,6 +285,8 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         current = getattr(self, "param_groups", None) or [{} for _ in state["param_groups"]]
         for group, old in zip(state["param_groups"], current, strict=True):
+            if "decoupled_weight_decay" in group:  # torch.optim.Adam and AdamW
+                group.setdefault("decoupled", group["decoupled_weight_decay"])
             for name, value in ((state.get("defaults") or self.defaults) | old).items():
                 group.setdefault(name, value)
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))

@@ -42,18 +42,22 @@ class Report:
 
 
 @torch.no_grad()
-def make_report(plan: Plan, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> Report:
+def make_report(
+    plan: Plan,
+    members: Sequence[tuple[int, str, Tensor]],
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Tensor, Mapping[str, Any]],
+) -> Report:
     """One synchronisation: everything is gathered on the device and read at once."""
     gg, gr, rr = plan.gram[:, :3].unbind(1)
     pulled = rr > 0
-    members = [(p, group) for group in groups for p in group["params"]]
-    starts = [state[p].get("start") if p in state else None for p, _ in members]
-    distance = torch.stack([_distance(p, start) for (p, _), start in zip(members, starts, strict=True)])
-    norm = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64) for p, _ in members])
-    sp_decay = norm.new_tensor([float(group["sp_decay"]) for _, group in members])
-    weight_decay = norm.new_tensor([float(group["weight_decay"]) for _, group in members])
+    starts = [state[p].get("start") if p in state else None for _, _, p in members]
+    distance = torch.stack([_distance(p, start) for (_, _, p), start in zip(members, starts, strict=True)])
+    norm = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64) for _, _, p in members])
+    sp_decay = norm.new_tensor([float(groups[k]["sp_decay"]) for k, _, _ in members])
+    weight_decay = norm.new_tensor([float(groups[k]["weight_decay"]) for k, _, _ in members])
     return Report(
-        names=[name for group in groups for name in group.get("param_names", map(str, range(len(group["params"]))))],
+        names=[name for _, name, _ in members],
         cosine=(gr / (gg.sqrt() * rr.sqrt())).tolist(),
         conflict_rate=float((gr[pulled] < 0).double().mean()),
         penalty=float((sp_decay * distance**2 + weight_decay * norm**2).sum() / 2),

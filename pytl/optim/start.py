@@ -53,14 +53,16 @@ class StartingPoint:
     def check(self, anchored: Mapping[str, Tensor], others: Iterable[str]) -> None:
         """Compares the source with the parameters that are anchored, by name, and those that are not.
 
-        Raises ValueError that lists every missing, extra or differently shaped name; a mapping must fit exactly, of a
-        file the names that no parameter has are told in a warning. Drops nothing, changes nothing.
+        Raises ValueError that lists every missing, extra or differently shaped name; in a
+        mapping no name may belong to a module without parameters; in a file those are told in a warning.
         """
         if self.source is None:
             return
         entries, _ = self._open()
         found = {name: entries[name] for name in anchored if name in entries}
-        extra = sorted(set(entries) - set(anchored) - set(others))
+        parameters = {*anchored, *others}
+        modules = {_module(name) for name in parameters}  # their other tensors are buffers
+        extra = sorted(name for name in entries if name not in parameters and _module(name) not in modules)
         faults = {
             "missing": [name for name in anchored if name not in entries],
             "extra": extra if isinstance(self.source, Mapping) else [],
@@ -99,6 +101,10 @@ class StartingPoint:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_catalogue": None}
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _some(names: list[str]) -> str:
