@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-import pytl
 from pytl.benchmark import rivals
 from pytl.benchmark.parameters import ParameterSet
 from pytl.benchmark.rivals import LR, MAX_GRAD_NORM, SP_DECAY, Step
+from pytl.optim import SGD, AdamW
 
 _WEIGHT_DECAY = 1e-2
 _MOMENTUM = 0.9
@@ -39,7 +39,7 @@ class Contender:
 
 
 def _adamw(**options: Any) -> Callable[[ParameterSet], Step]:
-    return lambda p: pytl.AdamW(p.named, lr=LR, **{"compensated": False, **options}).step
+    return lambda p: AdamW(p.named, lr=LR, **{"compensated": False, **options}).step
 
 
 def _dtnh(**options: Any) -> Callable[[ParameterSet], Step]:
@@ -64,11 +64,11 @@ def _torch_adamw(p: ParameterSet) -> Step:
 
 
 def _sgd(p: ParameterSet) -> Step:
-    return pytl.SGD(p.named, lr=LR, momentum=_MOMENTUM, compensated=False).step
+    return SGD(p.named, lr=LR, momentum=_MOMENTUM, compensated=False).step
 
 
 def _sgd_dtnh(p: ParameterSet) -> Step:
-    optimizer = pytl.SGD(
+    optimizer = SGD(
         p.named, lr=LR, momentum=_MOMENTUM, sp_decay=SP_DECAY, direction="dtnh", start=p.start, compensated=False
     )
     return optimizer.step

@@ -6,11 +6,11 @@ import re
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-import pytl
 from pytl.ops import core
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -56,7 +56,7 @@ def this_machine() -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         torch=torch.__version__,
-        pytl=pytl.__version__,
+        pytl=version("pytl"),
         commit=_commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -81,7 +81,7 @@ def _cpu_model() -> str:
 
 def _commit() -> str | None:
     """The commit of the source tree that runs, with ``-dirty`` where it was changed since."""
-    root = Path(pytl.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
