@@ -1,6 +1,7 @@
 # `make demo` and `make test` do everything from a fresh clone; nothing is installed outside .venv and build/.
 PYTHON ?= python3
 BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := CMakeLists.txt $(shell find csrc -type f)
 BUILD_TOOLS := setuptools cmake ninja pybind11
@@ -30,11 +31,11 @@ bench: .venv/native
 .venv/packages: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv .venv
 	$(PIP) $(BUILD_TOOLS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[all,dev]'
+	$(PIP) --no-build-isolation --editable '.[all,dev]'
 	touch $@
 
 .venv/native: .venv/packages $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 clean:

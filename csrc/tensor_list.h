@@ -21,7 +21,7 @@ struct Parameter {
   float* step;           // how many steps have been taken
   int64_t length;
   int32_t group;
-  int32_t fresh;             // the momentum is new: it takes the first direction whole
+  int32_t fresh;  // the momentum is new: it takes the first direction whole
   DType dtype, start_dtype;
 };
 

@@ -23,7 +23,8 @@ def bert() -> nn.Module:
 
 
 def resnet() -> nn.Module:
-    return ResNetForImageClassification(ResNetConfig(depths=[1, 2], hidden_sizes=[8, 16], embedding_size=8, num_labels=3))
+    config = ResNetConfig(depths=[1, 2], hidden_sizes=[8, 16], embedding_size=8, num_labels=3)
+    return ResNetForImageClassification(config)
 
 
 class Plain(nn.Module):

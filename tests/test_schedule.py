@@ -18,8 +18,8 @@ BY_HAND = {
 
 
 def optimizer(sp_decay: float = 0.4) -> Any:
-    p = torch.nn.Parameter(torch.ones(3))
-    return pytl.SGD([{"params": [p]}, {"params": [torch.nn.Parameter(torch.ones(2))], "sp_decay": 0.0}], sp_decay=sp_decay)
+    p, head = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    return pytl.SGD([{"params": [p]}, {"params": [head], "sp_decay": 0.0}], sp_decay=sp_decay)
 
 
 @pytest.mark.parametrize("shape", BY_HAND)
