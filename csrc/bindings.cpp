@@ -42,6 +42,10 @@ void read(const py::handle& options, Group& group) {
   group.weight_decay = options.attr("weight_decay").cast<double>();
   group.gradient_factor = options.attr("gradient_factor").cast<double>();
   group.decoupled = options.attr("decoupled").cast<bool>();
+  const auto granularity = options.attr("granularity").cast<std::string>();
+  group.together = granularity == "global";
+  if (!group.together && granularity != "tensor")
+    throw std::invalid_argument("granularity must be one of tensor, global; got '" + granularity + "'");
   group.rule = options.attr("rule").cast<Rule>();
 }
 
@@ -76,15 +80,16 @@ struct Plan {
     py::gil_scoped_release unlocked;
     cpu::gram(list, schedule, options, pointer<GramRow>(rows));
   }
-  void sgd(const py::sequence& groups, int64_t weights, int64_t rows) {
+  // Weights that were decided elsewhere, or 0: the groups' rules decide, and clip to max_norm (infinity: not at all).
+  void sgd(const py::sequence& groups, int64_t weights, int64_t rows, double max_norm) {
     auto options = read_groups<SGDGroup>(groups);
     py::gil_scoped_release unlocked;
-    cpu::sgd(list, schedule, options, pointer<WeightsRow>(weights), pointer<GramRow>(rows));
+    cpu::sgd(list, schedule, options, {pointer<WeightsRow>(weights), max_norm}, pointer<GramRow>(rows));
   }
-  void adamw(const py::sequence& groups, int64_t weights, int64_t rows) {
+  void adamw(const py::sequence& groups, int64_t weights, int64_t rows, double max_norm) {
     auto options = read_groups<AdamWGroup>(groups);
     py::gil_scoped_release unlocked;
-    cpu::adamw(list, schedule, options, pointer<WeightsRow>(weights), pointer<GramRow>(rows));
+    cpu::adamw(list, schedule, options, {pointer<WeightsRow>(weights), max_norm}, pointer<GramRow>(rows));
   }
 
   TensorList list;

@@ -30,6 +30,7 @@ struct Group {
   double lr, sp_decay, weight_decay;
   double gradient_factor;  // 1 / loss scale, negative to maximise
   bool decoupled;          // the pull moves the weight beside the moments, not through them
+  bool together;           // granularity "global": one decision from the sums over all such tensors of the rule
   Rule rule;
 };
 
@@ -48,6 +49,10 @@ struct AdamWGroup : Group {
 // group is coupled; h is the penalty where it is decoupled (else 0).
 struct GramRow {
   double gg, gr, rr, gh, hh;
+
+  void operator+=(const GramRow& other) {
+    gg += other.gg, gr += other.gr, rr += other.rr, gh += other.gh, hh += other.hh;
+  }
 };
 
 // One row a parameter: what the directions make of the regularisers. The moments are fed

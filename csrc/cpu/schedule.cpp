@@ -34,6 +34,7 @@ Schedule::Schedule(const TensorList& list) {
   }
   first_chunk.push_back(static_cast<int32_t>(chunks.size()));
   sums.resize(chunks.size());
+  weights.resize(parameters.size());
 
   const auto length = [&](int32_t i) { return parameters[i].length; };
   std::stable_sort(owned.begin(), owned.end(), [&](int32_t a, int32_t b) { return length(a) > length(b); });

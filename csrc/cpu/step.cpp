@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../formulas/clip.h"
 #include "loops.h"
 #include "threads.h"
 
@@ -195,10 +196,8 @@ struct Pass {
 
   GramRow total(int32_t parameter) const {
     GramRow row = {};
-    for (int32_t c = schedule.first_chunk[parameter]; c < schedule.first_chunk[parameter + 1]; c++) {
-      const GramRow& chunk = schedule.sums[c];
-      row = {row.gg + chunk.gg, row.gr + chunk.gr, row.rr + chunk.rr, row.gh + chunk.gh, row.hh + chunk.hh};
-    }
+    for (int32_t c = schedule.first_chunk[parameter]; c < schedule.first_chunk[parameter + 1]; c++)
+      row += schedule.sums[c];
     return row;
   }
 
@@ -278,19 +277,54 @@ int threads_for(const TensorList& list) {
   return elements < kWorthThreads ? 1 : max_threads();
 }
 
+// The squared norm of what feeds the moments.
+double fed_norm(const Group& group, const GramRow& row, const WeightsRow& weights) {
+  const Gram fed = group.decoupled ? Gram{row.gg, row.gh, row.hh} : Gram{row.gg, row.gr, row.rr};
+  return squared_norm({1 + weights.moments_g, weights.moments_r}, fed);
+}
+
+// The weights of all parameters, once all have been looked at.
+template <class Options>
+void decide(const std::vector<Parameter>& parameters, const std::vector<Options>& groups, const GramRow* rows,
+            double max_norm, WeightsRow* weights) {
+  GramRow together[4] = {};  // one for each rule
+  for (size_t i = 0; i < parameters.size(); i++) {
+    const Group& group = groups[parameters[i].group];
+    if (group.together) together[static_cast<int>(group.rule)] += rows[i];
+  }
+  double norms = 0;
+  for (size_t i = 0; i < parameters.size(); i++) {
+    const Group& group = groups[parameters[i].group];
+    weights[i] = rule_weights(group, group.together ? together[static_cast<int>(group.rule)] : rows[i]);
+    const double norm = fed_norm(group, rows[i], weights[i]);
+    if (std::isfinite(norm)) norms += norm;  // a tensor that is not finite must not take the others with it
+  }
+  const double factor = clip_factor(norms, max_norm);
+  for (size_t i = 0; i < parameters.size(); i++)
+    if (std::isfinite(fed_norm(groups[parameters[i].group], rows[i], weights[i]))) weights[i].scale = factor;
+}
+
 template <class Run>
-void step_all(TensorList& list, Schedule& schedule, std::vector<typename Run::Options>& groups,
-              const WeightsRow* weights, GramRow* rows) {
+void step_all(TensorList& list, Schedule& schedule, std::vector<typename Run::Options>& groups, Decision decision,
+              GramRow* rows) {
   list.check_groups(groups.size());
   list.check_states([&](const Parameter& p) { return Run::states(groups[p.group]); });
   for (const Parameter& p : list.parameters()) Run::prepare(groups[p.group], p);
   const StepPass<Run> pass{{list.parameters(), schedule, groups}};
   const int threads = threads_for(list);
-  if (weights) {
-    pass.for_each_chunk(threads, [&](int32_t c) { pass.step(c, weights[schedule.chunks[c].parameter]); });
-  } else {
+  const bool alone = std::isinf(decision.max_norm) &&
+                     std::none_of(groups.begin(), groups.end(), [](const Group& group) { return group.together; });
+  if (!decision.weights && alone) {
     pass.look_and_step_all(threads);
     pass.totals(rows);
+  } else {
+    if (!decision.weights) {
+      pass.for_each_chunk(threads, [&](int32_t c) { pass.look(c); });
+      pass.totals(rows);
+      decide(list.parameters(), groups, rows, decision.max_norm, schedule.weights.data());
+      decision.weights = schedule.weights.data();
+    }
+    pass.for_each_chunk(threads, [&](int32_t c) { pass.step(c, decision.weights[schedule.chunks[c].parameter]); });
   }
   list.count_step();
 }
@@ -304,14 +338,12 @@ void gram(const TensorList& list, Schedule& schedule, const std::vector<Group>& 
   pass.totals(rows);
 }
 
-void sgd(TensorList& list, Schedule& schedule, std::vector<SGDGroup>& groups, const WeightsRow* weights,
-         GramRow* rows) {
-  step_all<RunSGD>(list, schedule, groups, weights, rows);
+void sgd(TensorList& list, Schedule& schedule, std::vector<SGDGroup>& groups, Decision decision, GramRow* rows) {
+  step_all<RunSGD>(list, schedule, groups, decision, rows);
 }
 
-void adamw(TensorList& list, Schedule& schedule, std::vector<AdamWGroup>& groups, const WeightsRow* weights,
-           GramRow* rows) {
-  step_all<RunAdamW>(list, schedule, groups, weights, rows);
+void adamw(TensorList& list, Schedule& schedule, std::vector<AdamWGroup>& groups, Decision decision, GramRow* rows) {
+  step_all<RunAdamW>(list, schedule, groups, decision, rows);
 }
 
 }  // namespace pytl::cpu

@@ -25,14 +25,21 @@ class Schedule {
   std::vector<int32_t> owned;        // the others, longest first
   std::vector<Range> runs;           // of owned parameters that one thread takes
   std::vector<GramRow> sums;         // of each chunk: scratch
+  std::vector<WeightsRow> weights;   // of each parameter: scratch
 };
 
 // rows[i]: parameter i's Gram numbers.
 void gram(const TensorList&, Schedule&, const std::vector<Group>&, GramRow* rows);
 
-// Takes the step. The directions' weights are given, or null: each group's rule then gives them, tensor by tensor,
-// while the tensor is in the cache; rows receives the Gram numbers.
-void sgd(TensorList&, Schedule&, std::vector<SGDGroup>&, const WeightsRow* weights, GramRow* rows);
-void adamw(TensorList&, Schedule&, std::vector<AdamWGroup>&, const WeightsRow* weights, GramRow* rows);
+// Who decides what is taken of g and of the regulariser.
+struct Decision {
+  const WeightsRow* weights;  // decided elsewhere; null: each group's rule decides
+  double max_norm;            // of what feeds the moments, over all parameters, where the rules decide
+};
+
+// Takes the step; where the rules decide, rows receives the Gram numbers. Rules that look at one tensor only decide
+// while it is in the cache.
+void sgd(TensorList&, Schedule&, std::vector<SGDGroup>&, Decision, GramRow* rows);
+void adamw(TensorList&, Schedule&, std::vector<AdamWGroup>&, Decision, GramRow* rows);
 
 }  // namespace pytl::cpu

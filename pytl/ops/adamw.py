@@ -33,10 +33,16 @@ def formula(d: Tensor, o: Operands, step: int, group: GroupOptions) -> Tensor:
     return torch.where(mean == 0, 0.0, corrected_lr * mean / denominator)
 
 
-def run(tensors: TensorList, groups: Sequence[AdamWOptions], weights: Tensor | None, rows: Tensor) -> None:
+def run(
+    tensors: TensorList,
+    groups: Sequence[AdamWOptions],
+    weights: Tensor | None,
+    rows: Tensor,
+    max_norm: float = math.inf,
+) -> None:
     """One AdamW step of a list. Without ``weights`` the groups' directions decide; ``rows`` gets the Gram numbers."""
     if tensors.on_core:
-        tensors.plan.adamw(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr())
+        tensors.plan.adamw(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr(), max_norm)
     else:
         reference_step(tensors, groups, weights, rows, formula)
 

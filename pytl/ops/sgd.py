@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,16 @@ def formula(d: Tensor, o: Operands, step: int, group: GroupOptions) -> Tensor:
     return group.lr * (d + group.momentum * buffer if group.nesterov else buffer)
 
 
-def run(tensors: TensorList, groups: Sequence[SGDOptions], weights: Tensor | None, rows: Tensor) -> None:
+def run(
+    tensors: TensorList,
+    groups: Sequence[SGDOptions],
+    weights: Tensor | None,
+    rows: Tensor,
+    max_norm: float = math.inf,
+) -> None:
     """One SGD step of a list. Without ``weights`` the groups' directions decide; ``rows`` gets the Gram numbers."""
     if tensors.on_core:
-        tensors.plan.sgd(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr())
+        tensors.plan.sgd(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr(), max_norm)
     else:
         reference_step(tensors, groups, weights, rows, formula)
 

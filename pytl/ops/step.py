@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ MOMENTS, BESIDE = slice(1, 3), slice(3, 5)
 Formula = Callable[[Tensor, Operands, int, GroupOptions], Tensor]
 """d, the operands, the number of this step, the options -> what is subtracted from the weight; updates the states."""
 
-Run = Callable[[TensorList, Sequence[Any], Tensor | None, Tensor], None]
-"""A list, its groups' options, the weights or None, the rows: takes the optimizer's step."""
+Run = Callable[..., None]
+"""``run`` of an optimizer: a list, its groups' options, weights or None, rows, and the bound where the core decides."""
 
 
 def pull(w: Tensor, w0: Tensor | None, sp_decay: float, weight_decay: float) -> Tensor:
@@ -153,11 +154,15 @@ def look_and_step(
 ) -> None:
     """One step of all lists; ``rows`` ``[n, 5]`` receives the Gram numbers, list after list.
 
-    Where each tensor decides for itself by a rule of the core, a list is one call; else all tensors are looked at
-    before any is changed.
+    Where the core knows the rules and runs everything, that is one call, and so is a list where each tensor decides for
+    itself; else all tensors are looked at before any is changed.
     """
     parts = _split(rows, lists)
-    if max_grad_norm is None and all(g.granularity == "tensor" and g.direction.rule for g in groups):
+    by_rule = all(g.direction.rule for g in groups)
+    if by_rule and len(lists) == 1 and lists[0].on_core:
+        run(lists[0], groups, None, rows, math.inf if max_grad_norm is None else max_grad_norm)
+        return
+    if by_rule and max_grad_norm is None and all(g.granularity == "tensor" for g in groups):
         for tensors, part in zip(lists, parts, strict=True):
             run(tensors, groups, None, part)
         return

@@ -2,6 +2,7 @@
 // rules, coupling and instruction sets. Buffers are as long as they must be and no longer: the sanitizers see the rest.
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <random>
 
 #include "../../csrc/cpu/loops.h"
@@ -12,6 +13,8 @@ using namespace pytl;
 namespace {
 
 int failures = 0, checks = 0;
+
+const cpu::Decision kRules = {nullptr, std::numeric_limits<double>::infinity()};
 
 void expect(bool holds, const std::string& what) {
   checks++;
@@ -169,7 +172,7 @@ void check_case(const Case& c) {
   cpu::Schedule schedule(list);
   std::vector<AdamWGroup> groups = {options(c)};
   GramRow row = {};
-  cpu::adamw(list, schedule, groups, nullptr, &row);
+  cpu::adamw(list, schedule, groups, kRules, &row);
 
   const double scale = std::sqrt(e.row.gg * e.row.rr), tolerance = c.dtype == DType::float64 ? 1e-13 : 1e-6;
   expect(std::abs(row.gg - e.row.gg) <= tolerance * e.row.gg, "<g,g> of " + describe(c));
@@ -194,13 +197,13 @@ void check_two_passes(const Case& c) {
   GramRow row = {}, looked = {};
   TensorList list({one.parameter(c)}), same({two.parameter(c)});
   cpu::Schedule schedule(list), other(same);
-  cpu::adamw(list, schedule, groups, nullptr, &row);
+  cpu::adamw(list, schedule, groups, kRules, &row);
   cpu::gram(same, other, looks, &looked);
   const DirectionWeights pull = direction_weights(c.rule, {looked.gg, looked.gr, looked.rr});
   const DirectionWeights apart = direction_weights(c.rule, {looked.gg, looked.gh, looked.hh});
   const WeightsRow weights =
       c.decoupled ? WeightsRow{1, apart.g - 1, apart.r, pull.g - 1, pull.r} : WeightsRow{1, pull.g - 1, pull.r, 0, 1};
-  cpu::adamw(same, other, groups, &weights, nullptr);
+  cpu::adamw(same, other, groups, {&weights, 0}, nullptr);
   expect(memcmp(&row, &looked, sizeof row) == 0, "two looks of " + describe(c));
   expect(one.weight.bytes() == two.weight.bytes(), "two passes of " + describe(c));
 }
