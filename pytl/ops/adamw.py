@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pytl.directions import Direction, find
-from pytl.ops.step import look_and_step, new_rows, reference_step
-from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
+from pytl.ops.step import functional_step, runner
+from pytl.ops.tensor_list import GroupOptions, Operands
 
 
 @dataclass
@@ -33,18 +33,7 @@ def formula(d: Tensor, o: Operands, step: int, group: GroupOptions) -> Tensor:
     return torch.where(mean == 0, 0.0, corrected_lr * mean / denominator)
 
 
-def run(
-    tensors: TensorList,
-    groups: Sequence[AdamWOptions],
-    weights: Tensor | None,
-    rows: Tensor,
-    max_norm: float = math.inf,
-) -> None:
-    """One AdamW step of a list. Without ``weights`` the groups' directions decide; ``rows`` gets the Gram numbers."""
-    if tensors.on_core:
-        tensors.plan.adamw(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr(), max_norm)
-    else:
-        reference_step(tensors, groups, weights, rows, formula)
+run = runner("adamw", formula)
 
 
 def adamw_step(
@@ -94,7 +83,4 @@ def adamw_step(
     optional = {"start": starts, "penalty": penalties, "compensation": compensations, "step": steps}
     operands = Operands.lists(params, grads, states=states, **optional)
     common = (lr, sp_decay, weight_decay, decoupled, find(direction), granularity, -1.0 if maximize else 1.0)
-    lists = [TensorList(operands, on_core=place(operands, fused))]
-    rows = new_rows(lists)
-    look_and_step(lists, [AdamWOptions(*common, beta1, beta2, eps, amsgrad)], run, rows, max_grad_norm)
-    return rows[:, :3].contiguous()
+    return functional_step(operands, AdamWOptions(*common, beta1, beta2, eps, amsgrad), run, fused, max_grad_norm)

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pytl.directions import Direction, find
-from pytl.ops.step import look_and_step, new_rows, reference_step
-from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
+from pytl.ops.step import functional_step, runner
+from pytl.ops.tensor_list import GroupOptions, Operands
 
 
 @dataclass
@@ -29,18 +28,7 @@ def formula(d: Tensor, o: Operands, step: int, group: GroupOptions) -> Tensor:
     return group.lr * (d + group.momentum * buffer if group.nesterov else buffer)
 
 
-def run(
-    tensors: TensorList,
-    groups: Sequence[SGDOptions],
-    weights: Tensor | None,
-    rows: Tensor,
-    max_norm: float = math.inf,
-) -> None:
-    """One SGD step of a list. Without ``weights`` the groups' directions decide; ``rows`` gets the Gram numbers."""
-    if tensors.on_core:
-        tensors.plan.sgd(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr(), max_norm)
-    else:
-        reference_step(tensors, groups, weights, rows, formula)
+run = runner("sgd", formula)
 
 
 def sgd_step(
@@ -91,7 +79,4 @@ def sgd_step(
     for one in operands:
         one.fresh = int(one.step) == 0
     common = (lr, sp_decay, weight_decay, decoupled, find(direction), granularity, -1.0 if maximize else 1.0)
-    lists = [TensorList(operands, on_core=place(operands, fused))]
-    rows = new_rows(lists)
-    look_and_step(lists, [SGDOptions(*common, momentum, dampening, nesterov)], run, rows, max_grad_norm)
-    return rows[:, :3].contiguous()
+    return functional_step(operands, SGDOptions(*common, momentum, dampening, nesterov), run, fused, max_grad_norm)

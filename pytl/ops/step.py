@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pytl.ops.direction_weights import clip_factor, direction_weights, squared_norm
-from pytl.ops.tensor_list import GRAM_COLUMNS, GroupOptions, Operands, TensorList, compute_dtype
+from pytl.ops.tensor_list import GRAM_COLUMNS, GroupOptions, Operands, TensorList, compute_dtype, place
 
 PULL, PENALTY = [0, 1, 2], [0, 3, 4]
 """Columns of the Gram numbers: of g and the pull, and of g and a decoupled penalty."""
@@ -22,7 +22,8 @@ Formula = Callable[[Tensor, Operands, int, GroupOptions], Tensor]
 """d, the operands, the number of this step, the options -> what is subtracted from the weight; updates the states."""
 
 Run = Callable[..., None]
-"""``run`` of an optimizer: a list, its groups' options, weights or None, rows, and the bound where the core decides."""
+"""Takes an optimizer's step: on a list, with its groups' options, the directions' weights (None: the groups decide), rows
+for the Gram numbers, and the bound on the norm where the core decides."""
 
 
 def pull(w: Tensor, w0: Tensor | None, sp_decay: float, weight_decay: float) -> Tensor:
@@ -143,6 +144,31 @@ def clip(weights: Tensor, gram: Tensor, group_of: Tensor, groups: Sequence[Group
 
 def _of_groups(group_of: Tensor, flags: Sequence[bool]) -> Tensor:
     return torch.tensor(flags, device=group_of.device)[group_of]
+
+
+def runner(name: str, formula: Formula) -> Run:
+    """The ``run`` of an optimizer, given its name in the core and its formula in PyTorch."""
+
+    def run(
+        tensors: TensorList, groups: Sequence[Any], weights: Tensor | None, rows: Tensor, max_norm: float = math.inf
+    ) -> None:
+        if tensors.on_core:
+            step = getattr(tensors.plan, name)
+            step(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr(), max_norm)
+        else:
+            reference_step(tensors, groups, weights, rows, formula)
+
+    return run
+
+
+def functional_step(
+    operands: Sequence[Operands], options: GroupOptions, run: Run, fused: bool | None, max_grad_norm: float | None
+) -> Tensor:
+    """One step of one group; returns its Gram numbers, float64 ``[n, 3]``."""
+    lists = [TensorList(operands, on_core=place(operands, fused))]
+    rows = new_rows(lists)
+    look_and_step(lists, [options], run, rows, max_grad_norm)
+    return rows[:, :3].contiguous()
 
 
 def look_and_step(

@@ -54,7 +54,6 @@ class Optimizer(torch.optim.Optimizer):
         self._penalties: dict[Tensor, Tensor] = {}
         self._plan: Plan | None = None
         super().__init__(params, defaults)
-
         self._check_start()
 
     # What a subclass says:
