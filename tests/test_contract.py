@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,27 @@ def test_gradients_stay_as_they_are(method: Any, path: dict[str, bool]) -> None:
     optimizer = method(parameters(), max_grad_norm=0.1, maximize=True, **L2SP, **path)
     take_steps(optimizer, 1)
     assert_same([p.grad for p in optimizer.param_groups[0]["params"]], draw(1))
+
+
+def test_gradients_are_the_users_to_free(method: Any, path: dict[str, bool]) -> None:
+    p = Parameter(torch.zeros(4))
+    optimizer = method([p], sp_decay=0.1, **path)
+    for _ in range(2):
+        p.grad = torch.ones(4)
+        gone = weakref.ref(p.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert gone() is None
+
+
+def test_states_that_are_no_tensors_are_let_be(method: Any) -> None:
+    p = Parameter(torch.zeros(4))
+    optimizer = method([p])
+    optimizer.state[p]["momentum_buffer"] = None
+    for _ in range(2):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    assert p.any()
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])

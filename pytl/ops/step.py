@@ -22,8 +22,8 @@ Formula = Callable[[Tensor, Operands, int, GroupOptions], Tensor]
 """d, the operands, the number of this step, the options -> what is subtracted from the weight; updates the states."""
 
 Run = Callable[..., None]
-"""Takes an optimizer's step: on a list, with its groups' options, the directions' weights (None: the groups decide), rows
-for the Gram numbers, and the bound on the norm where the core decides."""
+"""Takes an optimizer's step: on a list, with its groups' options, the directions' weights (None: the groups decide),
+rows for the Gram numbers, and the bound on the norm where the core decides."""
 
 
 def pull(w: Tensor, w0: Tensor | None, sp_decay: float, weight_decay: float) -> Tensor:
@@ -38,6 +38,7 @@ class Terms:
     def __init__(self, o: Operands, group: GroupOptions) -> None:
         dtype = compute_dtype(o.weight.dtype)
         self.w = o.weight.to(dtype) if o.compensation is None else o.weight.to(dtype) + o.compensation.to(dtype)
+        assert o.gradient is not None, "operands are given a gradient before each step"
         self.g = group.gradient_factor * o.gradient.to(dtype)
         self.h = None if o.penalty is None else o.penalty.to(dtype)
         self.r = None
@@ -107,6 +108,7 @@ def reference_step(
         _store(o, t.w - (step if beside is None else step + group.lr * beside))
         o.step += 1
         o.fresh = False
+        o.release()
 
 
 def _store(o: Operands, w: Tensor) -> None:

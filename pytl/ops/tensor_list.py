@@ -40,7 +40,8 @@ class Operands:
     """One parameter's tensors; all of the weight's shape but ``step`` (0-dim float32 on the CPU)."""
 
     weight: Tensor
-    gradient: Tensor
+    gradient: Tensor | None
+    """The task's; None once it is used, because it is the user's to free. So is ``penalty``."""
     start: Tensor | None = None
     penalty: Tensor | None = None
     compensation: Tensor | None = None
@@ -78,6 +79,10 @@ class Operands:
         for i, one in enumerate(operands):
             check(one, f"params[{i}]")
         return operands
+
+    def release(self) -> None:
+        """Lets go of the step's gradients."""
+        self.gradient = self.penalty = None
 
     def named(self) -> Iterable[tuple[str, Tensor]]:
         """Those that must agree with the weight, by name."""
@@ -145,6 +150,8 @@ def check(operands: Operands, name: str) -> None:
     """Raises before anything is changed, naming the operand, what was expected and what was found."""
     weight, step = operands.weight, operands.step
     check_weight(weight, name)
+    if operands.gradient is None:
+        raise TypeError(f"the gradient of {name} must be a tensor; got None")
     check_gradient(operands.gradient, name)
     state_dtype = compute_dtype(weight.dtype)
     for operand, tensor in operands.named():
@@ -181,7 +188,7 @@ class TensorList:
             self._plan_for_core()
 
     def _plan_for_core(self) -> None:
-        gradients = [o.gradient for o in self.operands]
+        gradients = [o.gradient for o in self.operands if o.gradient is not None]
         self._weights = [o.weight for o in self.operands]
         self._copies = {i: torch.empty_like(w) for i, w in enumerate(self._weights) if not in_order(gradients[i], w)}
         if self._copies:
@@ -198,6 +205,8 @@ class TensorList:
         self._no_penalties = [0] * len(self.operands)
         self._renewed = self._addresses_of(gradients), self._penalty_addresses([o.penalty for o in self.operands])
         self.plan = core.module.Plan([self._addresses(i) for i in range(len(self.operands))])
+        for operands in self.operands:
+            operands.release()
 
     def __len__(self) -> int:
         return len(self.operands)

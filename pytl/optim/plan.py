@@ -39,7 +39,7 @@ class Plan:
         self._places = torch.tensor(order, dtype=torch.int64)
         self._entries = list(self.state.values())
         self._sample = list(self._entries[0].values()) if self._entries else []
-        self._sample_addresses = list(map(Tensor.data_ptr, self._sample))
+        self._sample_addresses = _addresses(self._sample)
         self.on_core = [o.weight for tensors in self.lists if tensors.on_core for o in tensors.operands]
 
     def holds(
@@ -61,7 +61,7 @@ class Plan:
             len(state) == len(self._entries)
             and all(map(is_, state.values(), self._entries))
             and (not self._entries or all(map(is_, self._entries[0].values(), self._sample)))
-            and list(map(Tensor.data_ptr, self._sample)) == self._sample_addresses
+            and _addresses(self._sample) == self._sample_addresses
         )
 
     def take(self, grads: Sequence[Any], penalties: Mapping[Tensor, Tensor]) -> bool:
@@ -76,6 +76,10 @@ class Plan:
         """Brings the step's Gram numbers into the order of the parameters."""
         if self.rows is not self.gram:
             self.gram[self._places] = self.rows
+
+
+def _addresses(values: Sequence[Any]) -> list[int]:
+    return [value.data_ptr() for value in values if isinstance(value, Tensor)]
 
 
 def split(operands: Sequence[Operands], fused: Sequence[bool | None]) -> tuple[list[TensorList], list[list[int]]]:
