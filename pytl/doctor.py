@@ -25,7 +25,8 @@ def doctor() -> str:
     if core.missing:
         lines += [
             "",
-            "To build the core: install a C++17 compiler (g++ or clang++), then pip install --force-reinstall pytl.",
+            "To build the core: install a C++17 compiler (g++ or clang++), then, in the source tree:",
+            "pip install --force-reinstall --no-deps .",
         ]
     return "\n".join(lines)
 

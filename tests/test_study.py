@@ -1,6 +1,5 @@
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,9 @@ from pytl.study.table import accuracy, difference, summary
 from pytl.training.checkpoint import ResumeError
 from pytl.training.methods import METHODS, parse
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL: dict[str, Any] = {"data": "digits:classes", "methods": ("plain", "dtnh"), "seeds": 2, "epochs": 2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def outcomes(accuracies: dict[str, list[float]]) -> list[Outcome]:

@@ -19,17 +19,10 @@ from pytl.training.checkpoint import ResumeError
 from pytl.training.fine_tuning import Result, finetune
 from pytl.training.interrupt import Interrupted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPOCHS, BATCHES, EVAL_BATCHES = 3, 5, 2
 CALLS_IN_AN_EPOCH = BATCHES + EVAL_BATCHES  # of the loss
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Noisy(Dataset[Any]):

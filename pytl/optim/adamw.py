@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytl.directions import Direction, find
+from pytl.directions import Direction
 from pytl.ops import adamw
 from pytl.optim.base import Optimizer
 from pytl.optim.start import Source
@@ -95,13 +95,7 @@ class AdamW(Optimizer):
     def _options(self, group: dict[str, Any], gradient_factor: float) -> adamw.AdamWOptions:
         beta1, beta2 = group["betas"]
         return adamw.AdamWOptions(
-            lr=float(group["lr"]),
-            sp_decay=group["sp_decay"],
-            weight_decay=group["weight_decay"],
-            decoupled=group["decoupled"],
-            direction=find(group["direction"]),
-            granularity=group["granularity"],
-            gradient_factor=gradient_factor,
+            **self._common_options(group, gradient_factor),
             beta1=float(beta1),
             beta2=float(beta2),
             eps=group["eps"],

@@ -61,6 +61,17 @@ class Optimizer(torch.optim.Optimizer):
     def _options(self, group: dict[str, Any], gradient_factor: float) -> GroupOptions:
         raise TypeError(f"{type(self).__name__} must define _options(group, gradient_factor)")
 
+    def _common_options(self, group: dict[str, Any], gradient_factor: float) -> dict[str, Any]:
+        return {
+            "lr": float(group["lr"]),
+            "sp_decay": group["sp_decay"],
+            "weight_decay": group["weight_decay"],
+            "decoupled": group["decoupled"],
+            "direction": find(group["direction"]),
+            "granularity": group["granularity"],
+            "gradient_factor": gradient_factor,
+        }
+
     def _states(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The names of the moments that a group's options ask for, in the formula's order."""
         raise TypeError(f"{type(self).__name__} must define _states(group)")

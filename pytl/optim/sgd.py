@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytl.directions import Direction, find
+from pytl.directions import Direction
 from pytl.ops import sgd
 from pytl.optim.base import Optimizer
 from pytl.optim.start import Source
@@ -97,13 +97,7 @@ class SGD(Optimizer):
 
     def _options(self, group: dict[str, Any], gradient_factor: float) -> sgd.SGDOptions:
         return sgd.SGDOptions(
-            lr=float(group["lr"]),
-            sp_decay=group["sp_decay"],
-            weight_decay=group["weight_decay"],
-            decoupled=group["decoupled"],
-            direction=find(group["direction"]),
-            granularity=group["granularity"],
-            gradient_factor=gradient_factor,
+            **self._common_options(group, gradient_factor),
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
