@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "element.h"
-#include "formulas/directions.h"
+#include "formulas/adamw.h"
 #include "formulas/sgd.h"
+#include "formulas/terms.h"
 
 namespace pytl {
 
@@ -37,31 +37,54 @@ struct Group {
 struct SGDGroup : Group {
   double momentum, dampening;
   bool nesterov;
+
+  PYTL_INLINE int states() const { return momentum != 0; }
+  PYTL_INLINE Momentum kind() const {
+    return momentum == 0 ? Momentum::none : nesterov ? Momentum::nesterov : Momentum::heavy_ball;
+  }
+  void prepare(double) {}
+  template <class Real>
+  PYTL_INLINE SGD<Real> formula(double, bool fresh) const {
+    return {static_cast<Real>(lr), static_cast<Real>(momentum), static_cast<Real>(fresh ? 1 : 1 - dampening)};
+  }
 };
 
 struct AdamWGroup : Group {
   double beta1, beta2, eps;
   bool amsgrad;
-  double prepared_step = 0, corrected_lr, inverse_root_correction;  // as in formulas/adamw.h, of that step
-};
+  BiasCorrections corrections = {};
 
-// One row a parameter: the numbers that one look at the operands gives. r is the pull, with the penalty where the
-// group is coupled; h is the penalty where it is decoupled (else 0).
-struct GramRow {
-  double gg, gr, rr, gh, hh;
-
-  void operator+=(const GramRow& other) {
-    gg += other.gg, gr += other.gr, rr += other.rr, gh += other.gh, hh += other.hh;
+  PYTL_INLINE int states() const { return amsgrad ? 3 : 2; }
+  // Powers and roots are dear beside a small tensor's step, and most parameters of a group are at the same step.
+  PYTL_INLINE void prepare(double step) {
+    if (corrections.step != step) corrections = bias_corrections(beta1, beta2, step);
+  }
+  template <class Real>
+  PYTL_INLINE AdamW<Real> formula(double step, bool) const {
+    const BiasCorrections at = corrections.step == step ? corrections : bias_corrections(beta1, beta2, step);
+    return {static_cast<Real>(beta1),     static_cast<Real>(1 - beta1),    static_cast<Real>(beta2),
+            static_cast<Real>(1 - beta2), static_cast<Real>(lr / at.mean), static_cast<Real>(at.inverse_root),
+            static_cast<Real>(eps)};
   }
 };
 
-// One row a parameter: what the directions make of the regularisers. The moments are fed
-//   scale * (g + (moments_g * g + moments_r * their regulariser))
-// and lr * (beside_g * g + beside_r * r) moves the weight beside them. g stands apart, so that nothing overflows where
-// g and the regulariser are huge and opposed.
-struct WeightsRow {
-  double scale, moments_g, moments_r, beside_g, beside_r;
-};
+PYTL_INLINE bool is_regularised(const Parameter& p, const Group& group) {
+  return (p.start && group.sp_decay != 0) || group.weight_decay != 0 || p.penalty;
+}
+
+// A parameter's terms before anything is decided.
+template <class Real>
+PYTL_INLINE Terms<Real> plain_terms(const Parameter& p, const Group& group) {
+  Terms<Real> t;
+  t.pull = {static_cast<Real>(p.start ? group.sp_decay : 0), static_cast<Real>(group.weight_decay)};
+  t.gradient_factor = static_cast<Real>(group.gradient_factor);
+  t.lr = static_cast<Real>(group.lr);
+  t.regularised = is_regularised(p, group);
+  t.penalised = p.penalty != nullptr;
+  t.decoupled = group.decoupled;
+  t.take(kPlain);
+  return t;
+}
 
 class TensorList {
  public:

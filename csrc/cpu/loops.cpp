@@ -122,12 +122,6 @@ void gram(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums) {
   return gram_tile<Real, true, true>(tile, terms, sums);
 }
 
-// c_g * g + c_r * r, where an infinite g that no part is taken of leaves no trace.
-template <class Real>
-PYTL_INLINE Real join(Real c_g, Real g, Real c_r, Real r) {
-  return (c_g == 0 ? Real(0) : c_g * g) + c_r * r;
-}
-
 // One tile's update: direction, the optimizer's step, and what moves the weight beside it.
 template <class Real, bool regularised, bool decoupled, class Step>
 void update_tile(const Tile<Real>& tile, const Terms<Real>& terms, Step step) {
@@ -136,14 +130,8 @@ void update_tile(const Tile<Real>& tile, const Terms<Real>& terms, Step step) {
   const Terms<Real> t = terms;
 #pragma omp simd
   for (int64_t i = 0; i < tile.length; i++) {
-    const Real g = t.gradient_factor * grad[i];
-    Real joined = 0, beside = 0;
-    if (regularised && !decoupled) joined = join(t.moments_g, g, t.moments_r, t.pull(w[i], start[i]) + penalty[i]);
-    if (regularised && decoupled) {
-      joined = join(t.moments_g, g, t.moments_r, penalty[i]);
-      beside = t.lr * join(t.beside_g, g, t.beside_r, t.pull(w[i], start[i]));
-    }
-    w[i] -= step(t.scale * (g + joined), i) + beside;
+    const Real d = t.template fed<regularised, decoupled>(w[i], grad[i], start[i], penalty[i]);
+    w[i] -= step(d, i) + t.template beside<regularised, decoupled>(w[i], grad[i], start[i]);
   }
 }
 

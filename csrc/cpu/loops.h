@@ -1,9 +1,6 @@
 // The loops over one tile: a piece of a tensor that fits the L1 cache, all of whose operands are widened to Real.
 // loops.cpp is compiled once per instruction set; which one runs is chosen when the library is loaded.
 #pragma once
-#include "../formulas/adamw.h"
-#include "../formulas/pull.h"
-#include "../formulas/sgd.h"
 #include "../tensor_list.h"
 
 namespace pytl::cpu {
@@ -18,29 +15,6 @@ struct Tile {
   const Real* start;    // zeros where there is none, and sp_decay is 0
   const Real* penalty;  // zeros where there is none
   Real* state[3];
-};
-
-// The directions' inputs and weights, in the arithmetic's type.
-template <class Real>
-struct Terms {
-  Pull<Real> pull;
-  Real gradient_factor, lr;
-  Real scale, moments_g, moments_r, beside_g, beside_r;
-  bool regularised;  // there is a pull or a penalty
-  bool penalised;    // there is a penalty
-  bool decoupled;
-
-  // A weight that Real cannot hold counts for nothing: of g no part is taken, r is taken whole.
-  void take(const WeightsRow& w) {
-    const auto held = [](double x, Real otherwise) {
-      const Real y = static_cast<Real>(x);
-      return y - y == 0 ? y : otherwise;
-    };
-    scale = held(w.scale, 1);
-    moments_g = held(w.moments_g, 0), moments_r = held(w.moments_r, 1);
-    beside_g = held(w.beside_g, 0), beside_r = held(w.beside_r, 1);
-  }
-  int gram_numbers() const { return !regularised ? 1 : penalised && decoupled ? 5 : 3; }
 };
 
 // Gram numbers on the way: element i of a chunk is summed in lane i % kLanes, in float64, and the lanes are added in

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 
-#include "../formulas/clip.h"
 #include "loops.h"
 #include "threads.h"
 
 namespace pytl::cpu {
 namespace {
 
-constexpr WeightsRow kPlain = {1, 0, 1, 0, 1};
 constexpr int64_t kWorthThreads = 1 << 14;  // elements: below, waking the threads costs more than the work
 
 // One tile of a parameter, widened. Operands whose dtype is Real are used where they lie.
@@ -64,75 +62,23 @@ class Staged {
   alignas(64) Real weight_[kTile], gradient_[kTile], start_[kTile], penalty_[kTile];
 };
 
-bool is_regularised(const Parameter& p, const Group& group) {
-  return (p.start && group.sp_decay != 0) || group.weight_decay != 0 || p.penalty;
-}
-
 template <class Real>
-Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& w) {
-  Terms<Real> t;
-  t.pull = {static_cast<Real>(p.start ? group.sp_decay : 0), static_cast<Real>(group.weight_decay)};
-  t.gradient_factor = static_cast<Real>(group.gradient_factor);
-  t.lr = static_cast<Real>(group.lr);
-  t.take(w);
-  t.regularised = is_regularised(p, group) || w.moments_g != 0 || w.beside_g != 0;
-  t.penalised = p.penalty != nullptr;
-  t.decoupled = group.decoupled;
+Terms<Real> terms(const Parameter& p, const Group& group, const WeightsRow& weights) {
+  Terms<Real> t = plain_terms<Real>(p, group);
+  t.take(weights);
   return t;
 }
 
-WeightsRow rule_weights(const Group& group, const GramRow& row) {
-  const DirectionWeights pull = direction_weights(group.rule, {row.gg, row.gr, row.rr});
-  if (!group.decoupled) return {1, pull.g - 1, pull.r, 0, 1};
-  const DirectionWeights penalty = direction_weights(group.rule, {row.gg, row.gh, row.hh});
-  return {1, penalty.g - 1, penalty.r, pull.g - 1, pull.r};
+WeightsRow weights_of(const Group& group, const GramRow& row) { return rule_weights(group.rule, group.decoupled, row); }
+
+template <class Real>
+void step_on_tile(const Tile<Real>& tile, const Terms<Real>& terms, const SGD<Real>& formula, const SGDGroup& o) {
+  loops<Real>().sgd(tile, terms, formula, o.kind());
 }
-
-// An optimizer as the passes see it: the options of a group, and what runs on a tile of a parameter's step number
-// `step`.
-struct RunSGD {
-  using Options = SGDGroup;
-  static int states(const Options& o) { return o.momentum != 0; }
-  static void prepare(Options&, const Parameter&) {}
-  template <class Real>
-  static SGD<Real> formula(const Options& o, const Parameter& p) {
-    return {static_cast<Real>(o.lr), static_cast<Real>(o.momentum), static_cast<Real>(p.fresh ? 1 : 1 - o.dampening)};
-  }
-  template <class Real>
-  static void tile(const Tile<Real>& tile, const Terms<Real>& terms, const SGD<Real>& formula, const Options& o) {
-    const Momentum kind = o.momentum == 0 ? Momentum::none : o.nesterov ? Momentum::nesterov : Momentum::heavy_ball;
-    loops<Real>().sgd(tile, terms, formula, kind);
-  }
-};
-
-struct RunAdamW {
-  using Options = AdamWGroup;
-  static int states(const Options& o) { return o.amsgrad ? 3 : 2; }
-  // Powers and roots are dear beside a small tensor's step, and most parameters of a group are at the same step.
-  static void prepare(Options& o, const Parameter& p) {
-    const double step = *p.step + 1.0;
-    if (o.prepared_step == step) return;
-    o.prepared_step = step;
-    o.corrected_lr = o.lr / (1 - std::pow(o.beta1, step));
-    o.inverse_root_correction = 1 / std::sqrt(1 - std::pow(o.beta2, step));
-  }
-  template <class Real>
-  static AdamW<Real> formula(const Options& o, const Parameter& p) {
-    if (o.prepared_step != *p.step + 1.0) {
-      Options prepared = o;
-      prepare(prepared, p);
-      return formula<Real>(prepared, p);
-    }
-    return {static_cast<Real>(o.beta1),        static_cast<Real>(1 - o.beta1),
-            static_cast<Real>(o.beta2),        static_cast<Real>(1 - o.beta2),
-            static_cast<Real>(o.corrected_lr), static_cast<Real>(o.inverse_root_correction),
-            static_cast<Real>(o.eps)};
-  }
-  template <class Real>
-  static void tile(const Tile<Real>& tile, const Terms<Real>& terms, const AdamW<Real>& formula, const Options& o) {
-    loops<Real>().adamw(tile, terms, formula, o.amsgrad);
-  }
-};
+template <class Real>
+void step_on_tile(const Tile<Real>& tile, const Terms<Real>& terms, const AdamW<Real>& formula, const AdamWGroup& o) {
+  loops<Real>().adamw(tile, terms, formula, o.amsgrad);
+}
 
 template <class Visit>
 void for_each_tile(const Schedule::Chunk& chunk, Visit visit) {
@@ -142,7 +88,7 @@ void for_each_tile(const Schedule::Chunk& chunk, Visit visit) {
 
 template <class Real>
 GramRow look_at(const Parameter& p, const Group& group, const Schedule::Chunk& chunk) {
-  const Terms<Real> t = terms<Real>(p, group, kPlain);
+  const Terms<Real> t = plain_terms<Real>(p, group);
   GramSums sums(t.gram_numbers());
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
     loops<Real>().gram(Staged<Real>(p, offset, length).tile(), t, sums);
@@ -151,31 +97,31 @@ GramRow look_at(const Parameter& p, const Group& group, const Schedule::Chunk& c
 }
 
 // Takes the step on a chunk; with `look`, it looks on the way, for no more traffic.
-template <class Run, class Real>
-GramRow step_on(const Parameter& p, const typename Run::Options& group, const Schedule::Chunk& chunk,
-                const WeightsRow& weights, bool look) {
+template <class Real, class Options>
+GramRow step_on(const Parameter& p, const Options& group, const Schedule::Chunk& chunk, const WeightsRow& weights,
+                bool look) {
   const Terms<Real> t = terms<Real>(p, group, weights);
-  const auto formula = Run::template formula<Real>(group, p);
+  const auto formula = group.template formula<Real>(*p.step + 1.0, p.fresh);
   GramSums sums(look ? t.gram_numbers() : 0);
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
     Staged<Real> staged(p, offset, length);
     if (look) loops<Real>().gram(staged.tile(), t, sums);
-    Run::tile(staged.tile(), t, formula, group);
+    step_on_tile(staged.tile(), t, formula, group);
     staged.store();
   });
   return sums.total();
 }
 
 // Looks and steps on a parameter of one tile, which is staged once for both.
-template <class Run, class Real>
-GramRow look_and_step_on(const Parameter& p, const typename Run::Options& group) {
+template <class Real, class Options>
+GramRow look_and_step_on(const Parameter& p, const Options& group) {
   Staged<Real> staged(p, 0, p.length);
-  Terms<Real> t = terms<Real>(p, group, kPlain);
+  Terms<Real> t = plain_terms<Real>(p, group);
   GramSums sums(t.gram_numbers());
   loops<Real>().gram(staged.tile(), t, sums);
   const GramRow row = sums.total();
-  t.take(rule_weights(group, row));
-  Run::tile(staged.tile(), t, Run::template formula<Real>(group, p), group);
+  t.take(weights_of(group, row));
+  step_on_tile(staged.tile(), t, group.template formula<Real>(*p.step + 1.0, p.fresh), group);
   staged.store();
   return row;
 }
@@ -214,17 +160,17 @@ struct Pass {
   }
 };
 
-template <class Run>
-struct StepPass : Pass<typename Run::Options> {
-  using Base = Pass<typename Run::Options>;
+template <class Options>
+struct StepPass : Pass<Options> {
+  using Base = Pass<Options>;
   using Base::schedule, Base::parameters, Base::groups;
 
   GramRow step(int32_t c, const WeightsRow& weights, bool look = false) const {
     const auto& chunk = schedule.chunks[c];
     const Parameter& p = parameters[chunk.parameter];
     const auto& group = groups[p.group];
-    return p.dtype == DType::float64 ? step_on<Run, double>(p, group, chunk, weights, look)
-                                     : step_on<Run, float>(p, group, chunk, weights, look);
+    return p.dtype == DType::float64 ? step_on<double>(p, group, chunk, weights, look)
+                                     : step_on<float>(p, group, chunk, weights, look);
   }
 
   // Looks at some of a parameter's chunks and, once `meet` has returned, steps on them: backwards, from those that are
@@ -235,7 +181,7 @@ struct StepPass : Pass<typename Run::Options> {
     const auto& group = groups[p.group];
     if (0 < p.length && p.length <= kTile) {
       schedule.sums[begin] =
-          p.dtype == DType::float64 ? look_and_step_on<Run, double>(p, group) : look_and_step_on<Run, float>(p, group);
+          p.dtype == DType::float64 ? look_and_step_on<double>(p, group) : look_and_step_on<float>(p, group);
       return;
     }
     if (group.rule == Rule::sum) {
@@ -244,7 +190,7 @@ struct StepPass : Pass<typename Run::Options> {
     }
     for (int32_t c = begin; c < end; c++) this->look(c);
     meet();
-    const WeightsRow weights = rule_weights(group, this->total(parameter));
+    const WeightsRow weights = weights_of(group, this->total(parameter));
     for (int32_t c = end; c-- > begin;) step(c, weights);
   }
 
@@ -277,12 +223,6 @@ int threads_for(const TensorList& list) {
   return elements < kWorthThreads ? 1 : max_threads();
 }
 
-// The squared norm of what feeds the moments.
-double fed_norm(const Group& group, const GramRow& row, const WeightsRow& weights) {
-  const Gram fed = group.decoupled ? Gram{row.gg, row.gh, row.hh} : Gram{row.gg, row.gr, row.rr};
-  return squared_norm({1 + weights.moments_g, weights.moments_r}, fed);
-}
-
 // The weights of all parameters, once all have been looked at.
 template <class Options>
 void decide(const std::vector<Parameter>& parameters, const std::vector<Options>& groups, const GramRow* rows,
@@ -295,22 +235,21 @@ void decide(const std::vector<Parameter>& parameters, const std::vector<Options>
   double norms = 0;
   for (size_t i = 0; i < parameters.size(); i++) {
     const Group& group = groups[parameters[i].group];
-    weights[i] = rule_weights(group, group.together ? together[static_cast<int>(group.rule)] : rows[i]);
-    const double norm = fed_norm(group, rows[i], weights[i]);
-    if (std::isfinite(norm)) norms += norm;  // a tensor that is not finite must not take the others with it
+    weights[i] = weights_of(group, group.together ? together[static_cast<int>(group.rule)] : rows[i]);
+    const double norm = fed_norm(group.decoupled, rows[i], weights[i]);
+    if (is_finite(norm)) norms += norm;
   }
   const double factor = clip_factor(norms, max_norm);
   for (size_t i = 0; i < parameters.size(); i++)
-    if (std::isfinite(fed_norm(groups[parameters[i].group], rows[i], weights[i]))) weights[i].scale = factor;
+    if (is_finite(fed_norm(groups[parameters[i].group].decoupled, rows[i], weights[i]))) weights[i].scale = factor;
 }
 
-template <class Run>
-void step_all(TensorList& list, Schedule& schedule, std::vector<typename Run::Options>& groups, Decision decision,
-              GramRow* rows) {
+template <class Options>
+void step_all(TensorList& list, Schedule& schedule, std::vector<Options>& groups, Decision decision, GramRow* rows) {
   list.check_groups(groups.size());
-  list.check_states([&](const Parameter& p) { return Run::states(groups[p.group]); });
-  for (const Parameter& p : list.parameters()) Run::prepare(groups[p.group], p);
-  const StepPass<Run> pass{{list.parameters(), schedule, groups}};
+  list.check_states([&](const Parameter& p) { return groups[p.group].states(); });
+  for (const Parameter& p : list.parameters()) groups[p.group].prepare(*p.step + 1.0);
+  const StepPass<Options> pass{{list.parameters(), schedule, groups}};
   const int threads = threads_for(list);
   const bool alone = std::isinf(decision.max_norm) &&
                      std::none_of(groups.begin(), groups.end(), [](const Group& group) { return group.together; });
@@ -339,11 +278,11 @@ void gram(const TensorList& list, Schedule& schedule, const std::vector<Group>& 
 }
 
 void sgd(TensorList& list, Schedule& schedule, std::vector<SGDGroup>& groups, Decision decision, GramRow* rows) {
-  step_all<RunSGD>(list, schedule, groups, decision, rows);
+  step_all(list, schedule, groups, decision, rows);
 }
 
 void adamw(TensorList& list, Schedule& schedule, std::vector<AdamWGroup>& groups, Decision decision, GramRow* rows) {
-  step_all<RunAdamW>(list, schedule, groups, decision, rows);
+  step_all(list, schedule, groups, decision, rows);
 }
 
 }  // namespace pytl::cpu

@@ -7,6 +7,16 @@
 
 namespace pytl {
 
+struct BiasCorrections {
+  double step;          // t, from 1
+  double mean;          // 1 - beta1^t
+  double inverse_root;  // 1 / sqrt(1 - beta2^t)
+};
+
+PYTL_INLINE BiasCorrections bias_corrections(double beta1, double beta2, double step) {
+  return {step, 1 - std::pow(beta1, step), 1 / std::sqrt(1 - std::pow(beta2, step))};
+}
+
 template <class Real>
 struct AdamW {
   Real beta1, inflow1;  // inflow = 1 - beta, rounded once, from double

@@ -1,4 +1,4 @@
-"""What the steps of all optimizers share. The PyTorch text below is held against csrc/cpu/loops.cpp and step.cpp."""
+"""What the steps of all optimizers share. The PyTorch text below is held against csrc/formulas/terms.h and decision.h."""
 
 from __future__ import annotations
 
