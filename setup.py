@@ -1,5 +1,10 @@
-"""Builds pytl._core with CMake and ninja. Where that fails, pytl installs all the same, on its PyTorch reference."""
+"""Builds pytl._core with CMake and ninja. Where that fails, pytl installs all the same, on its PyTorch reference.
 
+PYTL_CUDA=0 leaves the CUDA kernels out; PYTL_CUDA_ARCHITECTURES (such as "90;120", or "native") says for what they are
+compiled.
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +14,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+CHOICES = ("PYTL_CUDA", "PYTL_CUDA_ARCHITECTURES")
 
 
 class CMakeBuild(build_ext):
@@ -17,6 +23,7 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / "native"
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
         configure += [f"-DPYTL_MODULE_DIR={target.parent}"]
+        configure += [f"-D{name}={os.environ[name]}" for name in CHOICES if name in os.environ]
         try:
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)

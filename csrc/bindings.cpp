@@ -6,6 +6,10 @@
 #include "cpu/loops.h"
 #include "cpu/step.h"
 #include "cpu/threads.h"
+#if defined(PYTL_CUDA)
+#include "cuda/devices.h"
+#include "cuda/plan.h"
+#endif
 
 namespace py = pybind11;
 
@@ -16,6 +20,11 @@ template <class Pointed>
 Pointed* pointer(int64_t address) {
   return reinterpret_cast<Pointed*>(address);
 }
+
+// A tensor in place of a number is read on its device.
+bool is_tensor(const py::handle& option) { return py::hasattr(option, "data_ptr"); }
+
+double number(const py::handle& option) { return is_tensor(option) ? 0 : option.cast<double>(); }
 
 Parameter parameter(const py::handle& operands) {
   const auto address = [&](const char* name) { return pointer<char>(operands.attr(name).cast<int64_t>()); };
@@ -37,9 +46,9 @@ Parameter parameter(const py::handle& operands) {
 }
 
 void read(const py::handle& options, Group& group) {
-  group.lr = options.attr("lr").cast<double>();
-  group.sp_decay = options.attr("sp_decay").cast<double>();
-  group.weight_decay = options.attr("weight_decay").cast<double>();
+  group.lr = number(options.attr("lr"));
+  group.sp_decay = number(options.attr("sp_decay"));
+  group.weight_decay = number(options.attr("weight_decay"));
   group.gradient_factor = options.attr("gradient_factor").cast<double>();
   group.decoupled = options.attr("decoupled").cast<bool>();
   const auto granularity = options.attr("granularity").cast<std::string>();
@@ -58,8 +67,8 @@ void read(const py::handle& options, SGDGroup& group) {
 
 void read(const py::handle& options, AdamWGroup& group) {
   read(options, static_cast<Group&>(group));
-  group.beta1 = options.attr("beta1").cast<double>();
-  group.beta2 = options.attr("beta2").cast<double>();
+  group.beta1 = number(options.attr("beta1"));
+  group.beta2 = number(options.attr("beta2"));
   group.eps = options.attr("eps").cast<double>();
   group.amsgrad = options.attr("amsgrad").cast<bool>();
 }
@@ -69,6 +78,12 @@ std::vector<Options> read_groups(const py::sequence& groups) {
   std::vector<Options> options(groups.size());
   for (size_t i = 0; i < options.size(); i++) read(groups[i], options[i]);
   return options;
+}
+
+std::vector<Parameter> parameters_of(const py::sequence& operands) {
+  std::vector<Parameter> parameters;
+  for (const auto& one : operands) parameters.push_back(parameter(one));
+  return parameters;
 }
 
 // A list of tensors, checked once, and how the threads share it.
@@ -96,6 +111,89 @@ struct Plan {
   cpu::Schedule schedule;
 };
 
+#if defined(PYTL_CUDA)
+cuda::Source source(const py::handle& option) {
+  if (!is_tensor(option)) return {};
+  return {pointer<void>(option.attr("data_ptr")().cast<int64_t>()),
+          option.attr("element_size")().cast<int>() == 8 ? DType::float64 : DType::float32};
+}
+
+void read_betas(const py::handle&, cuda::DeviceGroup<SGDGroup>&) {}
+void read_betas(const py::handle& options, cuda::DeviceGroup<AdamWGroup>& group) {
+  group.sources.beta1 = source(options.attr("beta1")), group.sources.beta2 = source(options.attr("beta2"));
+}
+
+// Options of no optimizer are enough to look at.
+void read_options(const py::handle& options, AdamWGroup& group) { read(options, group); }
+void read_options(const py::handle& options, SGDGroup& group) {
+  if (py::hasattr(options, "momentum")) return read(options, group);
+  read(options, static_cast<Group&>(group));
+}
+
+template <class Options>
+std::vector<cuda::DeviceGroup<Options>> read_device_groups(const py::sequence& groups) {
+  std::vector<cuda::DeviceGroup<Options>> read_ones(groups.size());
+  for (size_t i = 0; i < read_ones.size(); i++) {
+    const py::handle options = groups[i];
+    read_options(options, read_ones[i].options);
+    cuda::Sources& sources = read_ones[i].sources;
+    sources.lr = source(options.attr("lr")), sources.sp_decay = source(options.attr("sp_decay"));
+    sources.weight_decay = source(options.attr("weight_decay"));
+    read_betas(options, read_ones[i]);
+  }
+  return read_ones;
+}
+
+// visit(groups) with the groups of the optimizer that they are of.
+template <class Visit>
+void with_device_groups(const py::sequence& groups, Visit visit) {
+  if (groups.size() && py::hasattr(groups[0], "beta1")) return visit(read_device_groups<AdamWGroup>(groups));
+  visit(read_device_groups<SGDGroup>(groups));
+}
+
+cuda::Call call_of(const py::handle& call) {
+  const auto address = [&](const char* name) { return call.attr(name).cast<int64_t>(); };
+  return {pointer<void>(address("stream")), pointer<const float>(address("found_inf")),
+          pointer<const float>(address("loss_scale")), pointer<uint64_t>(address("addresses"))};
+}
+
+void bind_cuda(py::module_ m) {
+  using cuda::Plan;
+  py::class_<Plan>(m, "Plan")
+      .def(py::init([](const py::sequence& operands, int device) {
+        return std::make_unique<Plan>(parameters_of(operands), device);
+      }))
+      .def("tables",
+           [](const Plan& plan) {
+             const std::vector<char> bytes = plan.tables();
+             return py::bytes(bytes.data(), bytes.size());
+           })
+      .def("scratch_bytes", &Plan::scratch_bytes)
+      .def("place", [](Plan& plan, int64_t tables,
+                       int64_t scratch) { plan.place(pointer<char>(tables), pointer<char>(scratch)); })
+      .def("address_count", &Plan::address_count)
+      .def("renew", &Plan::renew)
+      .def("gram",
+           [](Plan& plan, const py::sequence& groups, int64_t rows, const py::handle& call) {
+             with_device_groups(groups, [&](const auto& of) { plan.gram(of, pointer<GramRow>(rows), call_of(call)); });
+           })
+      .def("step",
+           [](Plan& plan, const py::sequence& groups, int64_t weights, double max_norm, int64_t rows,
+              const py::handle& call) {
+             with_device_groups(groups, [&](const auto& of) {
+               plan.step(of, pointer<WeightsRow>(weights), max_norm, pointer<GramRow>(rows), call_of(call));
+             });
+           })
+      .def("write_options", [](Plan& plan, const py::sequence& groups, const py::handle& call) {
+        with_device_groups(groups, [&](const auto& of) { plan.write_options(of, call_of(call)); });
+      });
+  m.def("why_not", &cuda::why_not);
+  m.def("architectures", &cuda::architectures);
+  m.def("toolkit_version", &cuda::toolkit_version);
+  m.def("driver_version", &cuda::driver_version);
+}
+#endif
+
 void direction_weights_of(Rule rule, int64_t grams, int64_t count, int64_t weights) {
   for (int64_t i = 0; i < count; i++)
     pointer<DirectionWeights>(weights)[i] = direction_weights(rule, pointer<Gram>(grams)[i]);
@@ -120,16 +218,15 @@ PYBIND11_MODULE(_core, m) {
       .value("pcgrad", Rule::pcgrad)
       .finalize();
   py::class_<Plan>(m, "Plan")
-      .def(py::init([](const py::sequence& operands) {
-        std::vector<Parameter> parameters;
-        for (const auto& one : operands) parameters.push_back(parameter(one));
-        return std::make_unique<Plan>(std::move(parameters));
-      }))
+      .def(py::init([](const py::sequence& operands) { return std::make_unique<Plan>(parameters_of(operands)); }))
       .def("renew", [](Plan& plan, const std::vector<int64_t>& gradients,
                        const std::vector<int64_t>& penalties) { plan.list.renew(gradients, penalties); })
       .def("gram", &Plan::gram)
       .def("sgd", &Plan::sgd)
       .def("adamw", &Plan::adamw);
+#if defined(PYTL_CUDA)
+  bind_cuda(m.def_submodule("cuda"));
+#endif
   m.def("direction_weights", &direction_weights_of);
   m.def("max_threads", &cpu::max_threads);
   m.def("instruction_set", &cpu::instruction_set);

@@ -31,7 +31,8 @@ PYTL_INLINE To bit_cast(From from) {
   return to;
 }
 
-// widen: stored -> arithmetic. Exact. All conversions are free of branches, so that compilers vectorise them.
+// widen: stored -> arithmetic. Exact. All conversions are free of branches, so that compilers vectorise them; a GPU has
+// an instruction for each, of the same result.
 template <class Real>
 PYTL_INLINE Real widen(double x) {
   return static_cast<Real>(x);
@@ -46,6 +47,11 @@ PYTL_INLINE Real widen(bfloat16 x) {
 }
 template <class Real>
 PYTL_INLINE Real widen(float16 x) {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return static_cast<Real>(wide);
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
@@ -53,6 +59,7 @@ PYTL_INLINE Real widen(float16 x) {
   const uint32_t normal = (magnitude << 13) + exponent_shift;
   const uint32_t bits = magnitude < 0x0400u ? bit_cast<uint32_t>(subnormal) : normal;
   return static_cast<Real>(bit_cast<float>(bits | sign));
+#endif
 }
 
 // narrow: arithmetic -> stored. Rounds to nearest, ties to even; NaN stays NaN; beyond the range lies infinity.
@@ -70,14 +77,25 @@ struct Narrow<float> {
 template <>
 struct Narrow<bfloat16> {
   PYTL_INLINE static bfloat16 from(float x) {
+#if defined(__CUDA_ARCH__)
+    bfloat16 narrow;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
+    return narrow;
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+#endif
   }
 };
 template <>
 struct Narrow<float16> {
   PYTL_INLINE static float16 from(float x) {
+#if defined(__CUDA_ARCH__)
+    float16 narrow;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
+    return narrow;
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -87,6 +105,7 @@ struct Narrow<float16> {
     const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
     const uint32_t ranged = magnitude >= 0x477ff000u ? 0x7c00u : finite;  // 65520 is the first to round to infinity
     return {static_cast<uint16_t>(sign | (x != x ? 0x7e00u : ranged))};
+#endif
   }
 };
 

@@ -55,6 +55,7 @@ struct AdamWGroup : Group {
   BiasCorrections corrections = {};
 
   PYTL_INLINE int states() const { return amsgrad ? 3 : 2; }
+  PYTL_INLINE bool kind() const { return amsgrad; }
   // Powers and roots are dear beside a small tensor's step, and most parameters of a group are at the same step.
   PYTL_INLINE void prepare(double step) {
     if (corrections.step != step) corrections = bias_corrections(beta1, beta2, step);
@@ -82,7 +83,7 @@ PYTL_INLINE Terms<Real> plain_terms(const Parameter& p, const Group& group) {
   t.regularised = is_regularised(p, group);
   t.penalised = p.penalty != nullptr;
   t.decoupled = group.decoupled;
-  t.take(kPlain);
+  t.take(plain_weights());
   return t;
 }
 

@@ -83,15 +83,12 @@ PYTL_INLINE void add_product(double& sum, double a, double b) {
 template <class Real, bool regularised, bool penalty_apart>
 void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums) {
   const Real* __restrict w = tile.weight, * __restrict grad = tile.gradient, * __restrict start = tile.start, * __restrict penalty = tile.penalty;
-  const Pull<Real> pull = terms.pull;
-  const Real factor = terms.gradient_factor;
+  const Terms<Real> t = terms;
   const auto add = [&](LaneSums* of, int lane, int64_t i) __attribute__((always_inline)) {
-    const Real scaled = factor * grad[i];
-    const double g = scaled;
+    const double g = t.task(grad[i]);
     add_product<Real>(of[GramSums::gg].lanes[lane], g, g);
     if constexpr (regularised) {
-      const Real pulled = pull(w[i], start[i]);
-      const double r = penalty_apart ? pulled : pulled + penalty[i];
+      const double r = t.template regulariser<penalty_apart>(w[i], start[i], penalty[i]);
       add_product<Real>(of[GramSums::gr].lanes[lane], g, r);
       add_product<Real>(of[GramSums::rr].lanes[lane], r, r);
     }

@@ -185,7 +185,7 @@ struct StepPass : Pass<Options> {
       return;
     }
     if (group.rule == Rule::sum) {
-      for (int32_t c = begin; c < end; c++) schedule.sums[c] = step(c, kPlain, true);
+      for (int32_t c = begin; c < end; c++) schedule.sums[c] = step(c, plain_weights(), true);
       return;
     }
     for (int32_t c = begin; c < end; c++) this->look(c);

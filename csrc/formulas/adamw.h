@@ -13,8 +13,17 @@ struct BiasCorrections {
   double inverse_root;  // 1 / sqrt(1 - beta2^t)
 };
 
+// By squaring: the same bits everywhere, and on a GPU a tenth of the registers of pow.
+PYTL_INLINE double power(double base, uint32_t exponent) {
+  double result = 1;
+  for (; exponent; exponent >>= 1, base *= base)
+    if (exponent & 1) result *= base;
+  return result;
+}
+
 PYTL_INLINE BiasCorrections bias_corrections(double beta1, double beta2, double step) {
-  return {step, 1 - std::pow(beta1, step), 1 / std::sqrt(1 - std::pow(beta2, step))};
+  const uint32_t t = static_cast<uint32_t>(step);
+  return {step, 1 - power(beta1, t), 1 / std::sqrt(1 - power(beta2, t))};
 }
 
 template <class Real>

@@ -22,7 +22,8 @@ struct WeightsRow {
   double scale, moments_g, moments_r, beside_g, beside_r;
 };
 
-constexpr WeightsRow kPlain = {1, 0, 1, 0, 1};  // nothing is projected, nothing clipped
+// Nothing is projected, nothing clipped.
+PYTL_INLINE WeightsRow plain_weights() { return {1, 0, 1, 0, 1}; }
 
 PYTL_INLINE WeightsRow rule_weights(Rule rule, bool decoupled, const GramRow& row) {
   const DirectionWeights pull = direction_weights(rule, {row.gg, row.gr, row.rr});

@@ -27,23 +27,32 @@ struct Terms {
     moments_g = held(w.moments_g, 0), moments_r = held(w.moments_r, 1);
     beside_g = held(w.beside_g, 0), beside_r = held(w.beside_r, 1);
     regularised = regularised || w.moments_g != 0 || w.beside_g != 0;
+    if (decoupled && !penalised) scale = held(w.scale * (1 + w.moments_g), 1), moments_g = 0;  // g alone is fed
   }
 
   PYTL_INLINE int gram_numbers() const { return !regularised ? 1 : penalised && decoupled ? 5 : 3; }
 
+  PYTL_INLINE Real task(Real gradient) const { return gradient_factor * gradient; }
+
+  // r: the pull, with the penalty where that is not decoupled.
+  template <bool is_decoupled>
+  PYTL_INLINE Real regulariser(Real w, Real start, Real penalty) const {
+    return is_decoupled ? pull(w, start) : pull(w, start) + penalty;
+  }
+
   // What feeds the moments.
   template <bool is_regularised, bool is_decoupled>
   PYTL_INLINE Real fed(Real w, Real gradient, Real start, Real penalty) const {
-    const Real g = gradient_factor * gradient;
+    const Real g = task(gradient);
     if (!is_regularised) return scale * g;
-    return scale * (g + join(moments_g, g, moments_r, is_decoupled ? penalty : pull(w, start) + penalty));
+    return scale * (g + join(moments_g, g, moments_r, is_decoupled ? penalty : regulariser<false>(w, start, penalty)));
   }
 
   // What moves the weight beside them.
   template <bool is_regularised, bool is_decoupled>
   PYTL_INLINE Real beside(Real w, Real gradient, Real start) const {
     if (!is_regularised || !is_decoupled) return 0;
-    return lr * join(beside_g, gradient_factor * gradient, beside_r, pull(w, start));
+    return lr * join(beside_g, task(gradient), beside_r, pull(w, start));
   }
 
  private:

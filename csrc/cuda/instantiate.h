@@ -1,0 +1,96 @@
+// What sgd.cu and adamw.cu have in common.
+#pragma once
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "kernels.h"
+#include "launches.h"
+
+namespace pytl::cuda {
+
+// launch(form) for a form known at run time.
+template <class Launch>
+void with_form(FormId form, Launch launch) {
+  switch (form) {
+    case FormId::float32:
+      return launch(Form<float, float, 4>());
+    case FormId::float32_from_bfloat16:
+      return launch(Form<float, pytl::bfloat16, 8>());
+    case FormId::bfloat16:
+      return launch(Form<pytl::bfloat16, pytl::bfloat16, 8>());
+    case FormId::float16:
+      return launch(Form<pytl::float16, pytl::float16, 8>());
+    case FormId::full_float64:
+      return launch(FullForm<double, 2>());
+    case FormId::full_float32:
+      return launch(FullForm<float, 4>());
+    case FormId::full_bfloat16:
+      return launch(FullForm<pytl::bfloat16, 8>());
+    case FormId::full_float16:
+      return launch(FullForm<pytl::float16, 8>());
+  }
+}
+
+// Asking CUDA costs microseconds, each time.
+template <class Kernel>
+int cached_blocks_at_once(Kernel kernel, int device) {
+  static std::mutex mutex;
+  static std::map<std::pair<Kernel, int>, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, is_new] = known.try_emplace({kernel, device});
+  if (is_new) entry->second = blocks_at_once(kernel);
+  return entry->second;
+}
+
+template <class Kernel>
+int blocks_for(Kernel kernel, Range pieces, int device) {
+  return std::min(pieces.end - pieces.begin, cached_blocks_at_once(kernel, device));
+}
+
+template <class Options>
+void Launches<Options>::look(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
+  with_form(id, [&](auto form) {
+    const auto kernel = &cuda::look<decltype(form), Options>;
+    launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+  });
+}
+
+template <class Options>
+void Launches<Options>::step(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
+  with_form(id, [&](auto form) {
+    const auto kernel = &cuda::step<decltype(form), Options, false>;
+    launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+  });
+}
+
+template <class Options>
+void Launches<Options>::step_looking(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
+  with_form(id, [&](auto form) {
+    if constexpr (!decltype(form)::full) {
+      const auto kernel = &cuda::step<decltype(form), Options, true>;
+      launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+    }
+  });
+}
+
+template <class Options>
+void Launches<Options>::look_and_step(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
+  with_form(id, [&](auto form) {
+    const auto kernel = &cuda::look_and_step<decltype(form), Options>;
+    launch_together(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+  });
+}
+
+template <class Options>
+void Launches<Options>::decide_each(const Tables<Options>& t, const WeightsRow* weights, bool looked,
+                                    cudaStream_t stream) {
+  launch(&cuda::decide_each<Options>, (t.count + kThreads - 1) / kThreads, stream, t, weights, looked);
+}
+
+template <class Options>
+void Launches<Options>::decide_together(const Tables<Options>& t, cudaStream_t stream) {
+  launch(&cuda::decide_together<Options>, 1, stream, t);
+}
+
+}  // namespace pytl::cuda

@@ -1,0 +1,3 @@
+#include "instantiate.h"
+
+template struct pytl::cuda::Launches<pytl::SGDGroup>;
