@@ -14,8 +14,8 @@ from pytl.ops.tensor_list import GroupOptions, Operands
 
 @dataclass
 class AdamWOptions(GroupOptions):
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float | Tensor = 0.9
+    beta2: float | Tensor = 0.999
     eps: float = 1e-8
     amsgrad: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -24,9 +25,20 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str:
     """Why the core does not serve this device and dtype; empty where it does."""
     if missing:
         return missing
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         return f"the core has no kernels for {device.type}"
-    return "" if dtype in DTYPES else f"the core has no kernels for {dtype}"
+    if dtype not in DTYPES:
+        return f"the core has no kernels for {dtype}"
+    return _why_not_cuda(device.index or 0) if device.type == "cuda" else ""
+
+
+@cache
+def _why_not_cuda(index: int) -> str:
+    if torch.version.hip is not None:
+        return "the core has no kernels for HIP"
+    if not hasattr(module, "cuda"):
+        return "the core was built without CUDA: no nvcc was found then, or PYTL_CUDA=0 was set"
+    return str(module.cuda.why_not(index))
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -31,7 +31,7 @@ def direction_weights(gram: Tensor, direction: str | Direction = "dtnh", granula
         raise ValueError(f"gram must be float64 of shape [n, 3]; got {gram.dtype} of shape {[*gram.shape]}")
     if granularity == "global":
         return direction_weights(gram.sum(dim=0, keepdim=True), rule).expand(len(gram), 2)
-    if rule.rule is None or core.why_not(gram.device, gram.dtype):
+    if rule.rule is None or core.missing or gram.device.type != "cpu":
         return rule(gram)
     gram = gram.contiguous()
     weights = torch.empty(len(gram), 2, dtype=torch.float64)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pytl.directions import find
-from pytl.ops.step import look, new_rows
+from pytl.ops.step import look
 from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
 
 
@@ -39,7 +39,6 @@ def gram(
     """
     operands = Operands.lists(params, grads, start=starts, penalty=penalties)
     group = GroupOptions(0.0, sp_decay, weight_decay, False, find("sum"), "tensor", 1.0)
-    (tensors,) = lists = [TensorList(operands, on_core=place(operands, fused))]
-    rows = new_rows(lists)
-    look(tensors, [group], rows)
-    return rows[:, :3].contiguous()
+    tensors = TensorList(operands, on_core=place(operands, fused))
+    look(tensors, [group])
+    return tensors.rows[:, :3].contiguous()

@@ -1,4 +1,4 @@
-"""What the steps of all optimizers share. The PyTorch text below is held against csrc/formulas/terms.h and decision.h."""
+"""What all optimizers' steps share. The PyTorch text below is held against csrc/formulas/terms.h and decision.h."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pytl.ops.direction_weights import clip_factor, direction_weights, squared_norm
-from pytl.ops.tensor_list import GRAM_COLUMNS, GroupOptions, Operands, TensorList, compute_dtype, place
+from pytl.ops.plan import NO_SCALING, Scaling, on_host
+from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, compute_dtype, place
 
 PULL, PENALTY = [0, 1, 2], [0, 3, 4]
 """Columns of the Gram numbers: of g and the pull, and of g and a decoupled penalty."""
@@ -23,7 +24,7 @@ Formula = Callable[[Tensor, Operands, int, GroupOptions], Tensor]
 
 Run = Callable[..., None]
 """Takes an optimizer's step: on a list, with its groups' options, the directions' weights (None: the groups decide),
-rows for the Gram numbers, and the bound on the norm where the core decides."""
+the bound on the norm where the core decides, and the gradients' scaling."""
 
 
 def pull(w: Tensor, w0: Tensor | None, sp_decay: float, weight_decay: float) -> Tensor:
@@ -42,9 +43,10 @@ class Terms:
         self.g = group.gradient_factor * o.gradient.to(dtype)
         self.h = None if o.penalty is None else o.penalty.to(dtype)
         self.r = None
-        if (o.start is not None and group.sp_decay) or group.weight_decay:
+        sp_decay, weight_decay = float(group.sp_decay), float(group.weight_decay)
+        if (o.start is not None and sp_decay) or weight_decay:
             w0 = None if o.start is None else o.start.to(dtype)
-            self.r = pull(self.w, w0, group.sp_decay, group.weight_decay)
+            self.r = pull(self.w, w0, sp_decay, weight_decay)
         if not group.decoupled:
             self.r, self.h = _sum(self.r, self.h), None
 
@@ -82,23 +84,21 @@ class WeightsRow(NamedTuple):
         return WeightsRow(*(x if abs(x) <= largest else y for x, y in zip(self, otherwise, strict=True)))
 
 
-def reference_gram(tensors: TensorList, groups: Sequence[GroupOptions], rows: Tensor) -> None:
-    """Fills ``rows`` ``[n, 5]`` with the Gram numbers of each parameter."""
-    for row, o in zip(rows, tensors.operands, strict=True):
+def reference_gram(tensors: TensorList, groups: Sequence[Any]) -> None:
+    """Fills ``tensors.rows`` with the Gram numbers of each parameter."""
+    for row, o in zip(tensors.rows, tensors.operands, strict=True):
         t = Terms(o, groups[o.group])
         pairs = ((t.g, t.g), (t.g, t.r), (t.r, t.r), (t.g, t.h), (t.h, t.h))
         for column, (a, b) in enumerate(pairs):
             row[column] = dot(a, b)
 
 
-def reference_step(
-    tensors: TensorList, groups: Sequence[GroupOptions], weights: Tensor | None, rows: Tensor, formula: Formula
-) -> None:
+def reference_step(tensors: TensorList, groups: Sequence[Any], weights: Tensor | None, formula: Formula) -> None:
     """Takes the step. Without ``weights`` ``[n, 5]`` each group's direction gives them, tensor by tensor."""
     if weights is None:
         with torch.no_grad():
-            reference_gram(tensors, groups, rows)
-            weights = step_weights(rows, tensors.group_of, groups)
+            reference_gram(tensors, groups)
+            weights = step_weights(tensors.rows, tensors.group_of, groups)
     for o, row in zip(tensors.operands, weights.tolist(), strict=True):
         group, t = groups[o.group], Terms(o, groups[o.group])
         w = WeightsRow(*row).held_by(t.w.dtype)
@@ -126,39 +126,49 @@ def step_weights(gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions])
     """
     weights = torch.ones_like(gram)
     for one in {(id(g.direction), g.granularity): g for g in groups}.values():
-        ours = _of_groups(group_of, [g.direction is one.direction and g.granularity == one.granularity for g in groups])
+        ours = _in_groups(group_of, [g.direction is one.direction and g.granularity == one.granularity for g in groups])
         for columns, into in ((PENALTY, MOMENTS), (PULL, BESIDE)):
-            weights[ours, into] = direction_weights(gram[ours][:, columns], one.direction, one.granularity)
-    coupled = _of_groups(group_of, [not g.decoupled for g in groups])
-    weights[coupled, MOMENTS] = weights[coupled, BESIDE]
+            numbers = torch.where(ours, gram[:, columns], 0.0)  # of the others: they must not be in a sum
+            made = direction_weights(numbers, one.direction, one.granularity)
+            weights[:, into] = torch.where(ours, made, weights[:, into])
+    coupled = _in_groups(group_of, [not g.decoupled for g in groups])
+    weights[:, MOMENTS] = torch.where(coupled, weights[:, BESIDE], weights[:, MOMENTS])
     weights[:, [1, 3]] -= 1
-    weights[coupled, BESIDE] = 0
+    weights[:, BESIDE] = torch.where(coupled, 0.0, weights[:, BESIDE])
     return weights
 
 
 def clip(weights: Tensor, gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions], max_grad_norm: float) -> None:
     """Scales what feeds the moments so that its norm over all tensors is at most ``max_grad_norm``."""
-    decoupled = _of_groups(group_of, [g.decoupled for g in groups])
-    fed = torch.where(decoupled[:, None], gram[:, PENALTY], gram[:, PULL])
-    squared_norms = squared_norm(fed, weights[:, MOMENTS] + gram.new_tensor([1.0, 0.0]))
+    decoupled = _in_groups(group_of, [g.decoupled for g in groups])
+    fed = torch.where(decoupled, gram[:, PENALTY], gram[:, PULL])
+    squared_norms = squared_norm(fed, torch.stack([weights[:, 1] + 1, weights[:, 2]], dim=1))
     weights[:, 0] = torch.where(squared_norms.isfinite(), clip_factor(squared_norms, max_grad_norm), 1.0)
 
 
-def _of_groups(group_of: Tensor, flags: Sequence[bool]) -> Tensor:
-    return torch.tensor(flags, device=group_of.device)[group_of]
+def _in_groups(group_of: Tensor, flags: Sequence[bool]) -> Tensor:
+    """Which rows are of the flagged groups: bool ``[n, 1]``; made on the device, so that nothing waits for it."""
+    flagged = torch.zeros_like(group_of, dtype=torch.bool)
+    for k, flag in enumerate(flags):
+        if flag:
+            flagged |= group_of == k
+    return flagged[:, None]
 
 
 def runner(name: str, formula: Formula) -> Run:
     """The ``run`` of an optimizer, given its name in the core and its formula in PyTorch."""
 
     def run(
-        tensors: TensorList, groups: Sequence[Any], weights: Tensor | None, rows: Tensor, max_norm: float = math.inf
+        tensors: TensorList,
+        groups: Sequence[Any],
+        weights: Tensor | None,
+        max_norm: float = math.inf,
+        scaling: Scaling = NO_SCALING,
     ) -> None:
         if tensors.on_core:
-            step = getattr(tensors.plan, name)
-            step(groups, 0 if weights is None else weights.data_ptr(), rows.data_ptr(), max_norm)
+            tensors.plan.step(name, groups, weights, tensors.rows, max_norm, scaling)
         else:
-            reference_step(tensors, groups, weights, rows, formula)
+            reference_step(tensors, on_host(groups, scaling), weights, formula)
 
     return run
 
@@ -167,55 +177,49 @@ def functional_step(
     operands: Sequence[Operands], options: GroupOptions, run: Run, fused: bool | None, max_grad_norm: float | None
 ) -> Tensor:
     """One step of one group; returns its Gram numbers, float64 ``[n, 3]``."""
-    lists = [TensorList(operands, on_core=place(operands, fused))]
-    rows = new_rows(lists)
-    look_and_step(lists, [options], run, rows, max_grad_norm)
-    return rows[:, :3].contiguous()
+    tensors = TensorList(operands, on_core=place(operands, fused))
+    look_and_step([tensors], [options], run, max_grad_norm)
+    return tensors.rows[:, :3].contiguous()
 
 
 def look_and_step(
     lists: Sequence[TensorList],
     groups: Sequence[GroupOptions],
     run: Run,
-    rows: Tensor,
     max_grad_norm: float | None = None,
+    scaling: Scaling = NO_SCALING,
 ) -> None:
-    """One step of all lists; ``rows`` ``[n, 5]`` receives the Gram numbers, list after list.
+    """One step of all lists; the ``rows`` of each receive its Gram numbers.
 
     Where the core knows the rules and runs everything, that is one call, and so is a list where each tensor decides for
     itself; else all tensors are looked at before any is changed.
     """
-    parts = _split(rows, lists)
     by_rule = all(g.direction.rule for g in groups)
     if by_rule and len(lists) == 1 and lists[0].on_core:
-        run(lists[0], groups, None, rows, math.inf if max_grad_norm is None else max_grad_norm)
+        run(lists[0], groups, None, math.inf if max_grad_norm is None else max_grad_norm, scaling)
         return
     if by_rule and max_grad_norm is None and all(g.granularity == "tensor" for g in groups):
-        for tensors, part in zip(lists, parts, strict=True):
-            run(tensors, groups, None, part)
+        for tensors in lists:
+            run(tensors, groups, None, scaling=scaling)
         return
-    for tensors, part in zip(lists, parts, strict=True):
-        look(tensors, groups, part)
-    group_of = torch.cat([tensors.group_of for tensors in lists])
+    for tensors in lists:
+        look(tensors, groups, scaling)
+    rows, group_of = gathered([t.rows for t in lists]), gathered([t.group_of for t in lists])
     weights = step_weights(rows, group_of, groups)
     if max_grad_norm is not None:
         clip(weights, rows, group_of, groups, max_grad_norm)
-    for tensors, part, own in zip(lists, parts, _split(weights, lists), strict=True):
-        run(tensors, groups, own, part)
+    for tensors, own in zip(lists, weights.split([len(tensors) for tensors in lists]), strict=True):
+        run(tensors, groups, own.to(tensors.device, non_blocking=True), scaling=scaling)
 
 
-def _split(rows: Tensor, lists: Sequence[TensorList]) -> Sequence[Tensor]:
-    return (rows,) if len(lists) == 1 else rows.split([len(tensors) for tensors in lists])
+def gathered(parts: Sequence[Tensor]) -> Tensor:
+    """All rows, on the device of the first."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device, non_blocking=True) for part in parts])
 
 
-def look(tensors: TensorList, groups: Sequence[GroupOptions], rows: Tensor) -> None:
+def look(tensors: TensorList, groups: Sequence[GroupOptions], scaling: Scaling = NO_SCALING) -> None:
+    """Fills ``tensors.rows``."""
     if tensors.on_core:
-        tensors.plan.gram(groups, rows.data_ptr())
+        tensors.plan.gram(groups, tensors.rows, scaling)
     else:
-        reference_gram(tensors, groups, rows)
-
-
-def new_rows(lists: Sequence[TensorList]) -> Tensor:
-    """Where a step's Gram numbers go: float64 ``[n, 5]``."""
-    devices = [o.weight.device for tensors in lists for o in tensors.operands]
-    return torch.zeros(len(devices), GRAM_COLUMNS, dtype=torch.float64, device=devices[0] if devices else None)
+        reference_gram(tensors, on_host(groups, scaling))

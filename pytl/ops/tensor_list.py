@@ -12,18 +12,23 @@ from torch import Tensor
 
 from pytl.directions import Direction
 from pytl.ops import core
+from pytl.ops.plan import plan_of
 
 GRAM_COLUMNS = 5
 """<g,g>, <g,r>, <r,r>, and for a decoupled penalty's gradient h: <g,h>, <h,h>."""
+
+
+ON_DEVICE = ("lr", "sp_decay", "weight_decay", "beta1", "beta2")
+"""Options that may be tensors on the device; a step on CUDA reads them there."""
 
 
 @dataclass
 class GroupOptions:
     """What every optimizer knows of a parameter group; read anew at each step."""
 
-    lr: float
-    sp_decay: float
-    weight_decay: float
+    lr: float | Tensor
+    sp_decay: float | Tensor
+    weight_decay: float | Tensor
     decoupled: bool
     direction: Direction
     granularity: str
@@ -34,10 +39,15 @@ class GroupOptions:
     def rule(self) -> Any:
         return core.rule_code(self.direction)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of ``ON_DEVICE`` that are tensors."""
+        options = vars(self)
+        return {name: options[name] for name in ON_DEVICE if isinstance(options.get(name), Tensor)}
+
 
 @dataclass
 class Operands:
-    """One parameter's tensors; all of the weight's shape but ``step`` (0-dim float32 on the CPU)."""
+    """One parameter's tensors; all of the weight's shape but ``step`` (0-dim float32, on the weight's device)."""
 
     weight: Tensor
     gradient: Tensor | None
@@ -164,12 +174,13 @@ def check(operands: Operands, name: str) -> None:
             check_weight(tensor, f"start of {name}")
         elif tensor.dtype != expected:
             raise TypeError(f"{operand} of {name} must be {expected}; got {tensor.dtype}")
-    if not isinstance(step, Tensor) or step.dim() or step.dtype != torch.float32 or step.device.type != "cpu":
-        raise TypeError(f"step of {name} must be a 0-dim float32 tensor on the CPU; got {step!r}")
+    if not isinstance(step, Tensor) or step.dim() or step.dtype != torch.float32 or step.device != weight.device:
+        raise TypeError(f"step of {name} must be a 0-dim float32 tensor on {weight.device}; got {step!r}")
 
 
 class TensorList:
-    """The parameters of one launch, in order, checked. ``on_core``: the compiled core runs it, else PyTorch does.
+    """The parameters of one launch, in order, checked; all on one device. ``on_core``: the compiled core runs it, else
+    PyTorch does. ``rows`` are their Gram numbers, float64 ``[n, 5]``.
 
     The core's plan holds addresses, so it holds as long as nothing moves: ``take`` says whether it still does.
     Raises what ``check`` raises.
@@ -180,10 +191,14 @@ class TensorList:
     ) -> None:
         self.operands = list(operands)
         self.on_core = on_core
-        device = self.operands[0].weight.device if operands else None
-        self.group_of = torch.tensor([o.group for o in self.operands], dtype=torch.int64, device=device)
+        self.device = self.operands[0].weight.device if operands else torch.device("cpu")
+        self.group_of = torch.tensor([o.group for o in self.operands], dtype=torch.int64, device=self.device)
+        self.rows = torch.zeros(len(self.operands), GRAM_COLUMNS, dtype=torch.float64, device=self.device)
         for i, one in enumerate(self.operands):
-            check(one, names[i] if names else f"weights[{i}]")
+            name = names[i] if names else f"weights[{i}]"
+            check(one, name)
+            if one.weight.device != self.device:
+                raise RuntimeError(f"{name} must be on {self.device}, as the others are; got {one.weight.device}")
         if on_core:
             self._plan_for_core()
 
@@ -204,7 +219,7 @@ class TensorList:
         self._weight_addresses = list(map(Tensor.data_ptr, self._weights))
         self._no_penalties = [0] * len(self.operands)
         self._renewed = self._addresses_of(gradients), self._penalty_addresses([o.penalty for o in self.operands])
-        self.plan = core.module.Plan([self._addresses(i) for i in range(len(self.operands))])
+        self.plan = plan_of([self._addresses(i) for i in range(len(self.operands))], self.device)
         for operands in self.operands:
             operands.release()
 
@@ -224,7 +239,8 @@ class TensorList:
         if addresses != self._renewed:
             if [g.dtype for g in gradients] != self._dtypes:
                 return False
-            self.plan.renew(*addresses)
+            if not self.plan.renew(*addresses):
+                return False
             self._renewed = addresses
         return True
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from pytl.directions import Direction
 from pytl.ops import adamw
 from pytl.optim.base import Optimizer
+from pytl.optim.options import number_or_tensor
 from pytl.optim.start import Source
 
 
@@ -96,8 +97,8 @@ class AdamW(Optimizer):
         beta1, beta2 = group["betas"]
         return adamw.AdamWOptions(
             **self._common_options(group, gradient_factor),
-            beta1=float(beta1),
-            beta2=float(beta2),
+            beta1=number_or_tensor(beta1),
+            beta2=number_or_tensor(beta2),
             eps=group["eps"],
             amsgrad=group["amsgrad"],
         )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pytl.directions import find
+from pytl.ops.plan import Scaling, is_capturing
 from pytl.ops.step import Run, look_and_step
 from pytl.ops.tensor_list import (
-    GRAM_COLUMNS,
     GroupOptions,
     Operands,
     check,
@@ -20,7 +20,7 @@ from pytl.ops.tensor_list import (
     check_weight,
     compute_dtype,
 )
-from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, wants_core
+from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, number_or_tensor, wants_core
 from pytl.optim.plan import Plan, Signature, split
 from pytl.optim.report import Report, make_report
 from pytl.optim.start import Source, StartingPoint
@@ -53,6 +53,7 @@ class Optimizer(torch.optim.Optimizer):
         self._compensated = compensated
         self._penalties: dict[Tensor, Tensor] = {}
         self._plan: Plan | None = None
+        self._captured: list[Plan] = []
         super().__init__(params, defaults)
         self._check_start()
 
@@ -63,9 +64,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _common_options(self, group: dict[str, Any], gradient_factor: float) -> dict[str, Any]:
         return {
-            "lr": float(group["lr"]),
-            "sp_decay": group["sp_decay"],
-            "weight_decay": group["weight_decay"],
+            "lr": number_or_tensor(group["lr"]),
+            "sp_decay": number_or_tensor(group["sp_decay"]),
+            "weight_decay": number_or_tensor(group["weight_decay"]),
             "decoupled": group["decoupled"],
             "direction": find(group["direction"]),
             "granularity": group["granularity"],
@@ -120,7 +121,8 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step; with a closure, calls it first, with gradients enabled, and returns its value.
 
-        Under a ``GradScaler`` gradients are unscaled on the way, and an overflow leaves everything as it is.
+        Under a ``GradScaler`` gradients are unscaled on the way, and an overflow leaves everything as it is. On CUDA
+        devices nothing waits and nothing is read back; a step may be captured in a CUDA graph once another was taken.
         """
         loss = None
         if closure is not None:
@@ -132,16 +134,28 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step(self) -> None:
         self._refuse_global_in_backward()
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        overflow = found_inf is not None and found_inf.item()
-        plan = None if overflow else self._current_plan()
+        scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        plan = self._take_step_of(scaling)
         if plan is not None and plan.lists:
-            factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
-            options = [self._options(group, -factor if group["maximize"] else factor) for group in self.param_groups]
-            look_and_step(plan.lists, options, type(self)._run, plan.rows, self.max_grad_norm)
+            options = self._all_options()
+            look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling)
             plan.publish()
             torch.autograd.graph.increment_version(plan.on_core)
         self._penalties.clear()
+
+    def _all_options(self) -> list[GroupOptions]:
+        return [self._options(group, -1.0 if group["maximize"] else 1.0) for group in self.param_groups]
+
+    def write_options(self) -> None:
+        """Brings the groups' options of now to the devices, for steps that were captured in a CUDA graph.
+
+        A replayed step reads its options there. Those that are tensors on the device (``lr``, ``sp_decay``,
+        ``weight_decay``, ``betas``) it follows by itself; after a change of numbers, call this before the replay. One
+        launch, no waiting.
+        """
+        for plan in [*self._captured, *([self._plan] if self._plan else [])]:
+            for on_device in plan.cuda:
+                on_device.write_options(self._all_options())
 
     def _refuse_global_in_backward(self) -> None:
         together = (
@@ -153,16 +167,16 @@ class Optimizer(torch.optim.Optimizer):
                 "the other gradients are not there yet"
             )
 
-    def _current_plan(self) -> Plan:
+    def _take_step_of(self, scaling: Scaling) -> Plan | None:
+        """The plan with this step's gradients; None where an overflow is known on the host."""
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
         signature = [self._signature(group) for group in self.param_groups]
         plan = self._plan
-        if (
-            plan is None
-            or not plan.holds(params, grads, signature, self.state)
-            or not plan.take(grads, self._penalties)
-        ):
+        holds = plan is not None and plan.holds(params, grads, signature, self.state)
+        if not (plan and holds and plan.is_on_device) and scaling.found_inf is not None and scaling.on_host()[1]:
+            return None
+        if not (plan and holds and plan.take(grads, self._penalties)):
             plan = self._plan = self._new_plan(params, grads, signature)
         return plan
 
@@ -170,6 +184,13 @@ class Optimizer(torch.optim.Optimizer):
         return len(group["params"]), is_anchored(group), group["fused"], group["foreach"], self._states(group)
 
     def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
+        if any(p.is_cuda for p in params) and is_capturing():
+            raise RuntimeError(
+                "a step can be captured once another was taken with the same parameters and groups: take one before "
+                "the capture"
+            )
+        if self._plan is not None and any(on_device.captured for on_device in self._plan.cuda):
+            self._captured.append(self._plan)
         members = self._members()
         first = {p: i for i, p in reversed([*enumerate(params)])}
         stepped = [(i, g) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
@@ -190,7 +211,6 @@ class Optimizer(torch.optim.Optimizer):
             lists=lists,
             indices=[[stepped[k][0] for k in index] for index in indices],
             state=self.state,
-            gram=torch.zeros(len(params), GRAM_COLUMNS, dtype=torch.float64),
         )
 
     # State:
@@ -199,7 +219,8 @@ class Optimizer(torch.optim.Optimizer):
         """What the parameter's state must hold: what it does hold, and what it lacks, made."""
         group, state = self.param_groups[k], self.state.get(p, {})
         moments = self._states(group)
-        made = {"step": step_tensor(state.get("step"), taken=any(state.get(moment) is not None for moment in moments))}
+        taken = any(state.get(moment) is not None for moment in moments)
+        made = {"step": step_tensor(state.get("step"), p.device, taken)}
         for moment in moments:
             made[moment] = in_weights_order(state.get(moment), p, compute_dtype(p.dtype))
         if is_anchored(group):
@@ -301,4 +322,4 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
         super().__setstate__(state)
-        self._plan, self._penalties = None, {}
+        self._plan, self._captured, self._penalties = None, [], {}

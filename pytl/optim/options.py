@@ -71,9 +71,15 @@ def check_max_grad_norm(value: float | None) -> None:
         raise ValueError(f"max_grad_norm must be > 0 or None; got {value}")
 
 
+def number_or_tensor(option: Any) -> float | Tensor:
+    """A number, or the tensor on an accelerator that a step is to read there."""
+    return option if isinstance(option, Tensor) and option.device.type != "cpu" else float(option)
+
+
 def is_anchored(group: Mapping[str, Any]) -> bool:
     """Whether the group is pulled towards a starting point, now or by its schedule later."""
-    return group["sp_decay"] != 0 or group.get("initial_sp_decay", 0) != 0
+    strengths = (group["sp_decay"], group.get("initial_sp_decay", 0))
+    return any(isinstance(strength, Tensor) or strength != 0 for strength in strengths)
 
 
 def wants_core(group: Mapping[str, Any]) -> bool | None:

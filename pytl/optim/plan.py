@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytl.ops.step import new_rows
-from pytl.ops.tensor_list import Operands, TensorList, place
+from pytl.ops.plan import CudaPlan
+from pytl.ops.step import gathered
+from pytl.ops.tensor_list import GRAM_COLUMNS, Operands, TensorList, place
 
 Signature = Sequence[tuple[Any, ...]]
 
@@ -30,13 +31,17 @@ class Plan:
     """Of each list: the places of its tensors among ``params``."""
     state: dict[Tensor, Any]
     """The optimizer's, with those of its entries that the lists were made from."""
-    gram: Tensor
-    """float64 ``[len(params), 5]``; rows of parameters without a gradient are 0."""
 
     def __post_init__(self) -> None:
         order = [i for index in self.indices for i in index]
-        self.rows = self.gram if order == [*range(len(self.params))] else new_rows(self.lists)
-        self._places = torch.tensor(order, dtype=torch.int64)
+        self._in_order = len(self.lists) == 1 and order == [*range(len(self.params))]
+        device = self.lists[0].device if self.lists else None
+        self.gram = torch.zeros(len(self.params), GRAM_COLUMNS, dtype=torch.float64, device=device)
+        """Of all parameters; rows of those without a gradient are 0."""
+        self._places = torch.tensor(order, dtype=torch.int64, device=device)
+        if self._in_order:
+            self.gram = self.lists[0].rows
+        self.cuda = [tensors.plan for tensors in self.lists if tensors.on_core and isinstance(tensors.plan, CudaPlan)]
         self._entries = list(self.state.values())
         self._sample = list(self._entries[0].values()) if self._entries else []
         self._sample_addresses = _addresses(self._sample)
@@ -74,8 +79,13 @@ class Plan:
 
     def publish(self) -> None:
         """Brings the step's Gram numbers into the order of the parameters."""
-        if self.rows is not self.gram:
-            self.gram[self._places] = self.rows
+        if self.lists and not self._in_order:
+            self.gram[self._places] = gathered([tensors.rows for tensors in self.lists])
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether a step asks nothing of the host: it reads overflow and loss scale on the device."""
+        return len(self.cuda) == len(self.lists)
 
 
 def _addresses(values: Sequence[Any]) -> list[int]:
@@ -83,8 +93,9 @@ def _addresses(values: Sequence[Any]) -> list[int]:
 
 
 def split(operands: Sequence[Operands], fused: Sequence[bool | None]) -> tuple[list[TensorList], list[list[int]]]:
-    """The lists for the core and for PyTorch, and the place of each of their tensors among ``operands``."""
-    on_core = [place([o], wanted) for o, wanted in zip(operands, fused, strict=True)]
-    indices = [[i for i, core in enumerate(on_core) if core is wanted] for wanted in (True, False)]
-    indices = [index for index in indices if index]
-    return [TensorList([operands[i] for i in index], on_core=on_core[index[0]]) for index in indices], indices
+    """The lists for the core and for PyTorch on each device, and the place of their tensors among ``operands``."""
+    indices: dict[tuple[bool, torch.device], list[int]] = {}
+    for i, (one, wanted) in enumerate(zip(operands, fused, strict=True)):
+        indices.setdefault((place([one], wanted), one.weight.device), []).append(i)
+    lists = [TensorList([operands[i] for i in index], on_core=on_core) for (on_core, _), index in indices.items()]
+    return lists, [*indices.values()]

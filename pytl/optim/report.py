@@ -52,8 +52,9 @@ def make_report(
     gg, gr, rr = plan.gram[:, :3].unbind(1)
     pulled = rr > 0
     starts = [state[p].get("start") if p in state else None for _, _, p in members]
-    distance = torch.stack([_distance(p, start) for (_, _, p), start in zip(members, starts, strict=True)])
-    norm = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64) for _, _, p in members])
+    here = plan.gram.device
+    distance = torch.stack([_distance(p, start).to(here) for (_, _, p), start in zip(members, starts, strict=True)])
+    norm = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64).to(here) for _, _, p in members])
     sp_decay = norm.new_tensor([float(groups[k]["sp_decay"]) for k, _, _ in members])
     weight_decay = norm.new_tensor([float(groups[k]["weight_decay"]) for k, _, _ in members])
     return Report(

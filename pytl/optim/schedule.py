@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 SHAPES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, end: 1.0,
@@ -45,7 +46,7 @@ class StrengthSchedule:
             raise ValueError("optimizer must have sp_decay in its groups; got none")
         self.optimizer, self.shape, self.total, self.end, self.calls = optimizer, shape, total, end, 0
         for group in self._groups():
-            group.setdefault("initial_sp_decay", group["sp_decay"])
+            group.setdefault("initial_sp_decay", float(group["sp_decay"]))
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for group in self.optimizer.param_groups if "sp_decay" in group]
@@ -58,7 +59,11 @@ class StrengthSchedule:
         """Once a step or once an epoch, as ``total`` counts them; after the optimizer's."""
         self.calls += 1
         for group in self._groups():
-            group["sp_decay"] = group.setdefault("initial_sp_decay", group["sp_decay"]) * self.factor
+            strength = group.setdefault("initial_sp_decay", float(group["sp_decay"])) * self.factor
+            if isinstance(group["sp_decay"], Tensor):
+                group["sp_decay"].fill_(strength)  # where captured steps read it
+            else:
+                group["sp_decay"] = strength
 
     def state_dict(self) -> dict[str, Any]:
         return {"calls": self.calls, "shape": self.shape, "total": self.total, "end": self.end}

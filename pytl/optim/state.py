@@ -14,16 +14,14 @@ from pytl.ops.core import is_dense
 from pytl.ops.tensor_list import in_order
 
 
-def step_tensor(step: Any, taken: bool) -> Tensor:
-    """How many steps have been taken, as torch keeps it: 0-dim float32 on the CPU.
+def step_tensor(step: Any, device: torch.device, taken: bool) -> Tensor:
+    """How many steps have been taken: 0-dim float32 on the weight's device, as torch's fused optimizers keep it.
 
     Where the state does not say (that of torch.optim.SGD): 1 if there are moments already.
     """
-    if step is None:
-        return torch.tensor(float(taken))
-    if isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu":
+    if isinstance(step, Tensor) and step.dtype == torch.float32 and step.device == device:
         return step
-    return torch.tensor(float(step))
+    return torch.tensor(float(taken if step is None else step), device=device)
 
 
 def in_weights_order(tensor: Tensor | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,7 +56,7 @@ def same_direction(saved: str | Direction, current: str | Direction) -> str | Di
 
 def check_overlap(params: Sequence[Tensor]) -> None:
     """Raises ValueError where two parameters share an element: one step would count twice."""
-    spans = sorted(((p.device.type, p.data_ptr(), *_extent(p)), i) for i, p in enumerate(params) if p.data_ptr())
+    spans = sorted(((str(p.device), p.data_ptr(), *_extent(p)), i) for i, p in enumerate(params) if p.data_ptr())
     for ((device, _, _, end), a), ((other, begin, _, _), b) in pairwise(spans):
         if device == other and begin < end and _share_elements(params[a], params[b]):
             raise ValueError(
