@@ -11,6 +11,14 @@ settings.register_profile("pytl", derandomize=True, deadline=None, database=None
 settings.load_profile("pytl")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tensors are made: cpu (default) or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_default_device(config.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     threads = torch.get_num_threads()

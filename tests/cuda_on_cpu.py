@@ -1,6 +1,6 @@
 """A pytest plugin: the CUDA kernels run on the CPU's tensors, through tests/native/shim.h. It must come before pytl.
 
-    python -m pytest -p cuda_on_cpu test_steps.py
+python -m pytest -p cuda_on_cpu test_steps.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ BUILD = Path(__file__).parents[1] / "build" / "native"
 name, (path,) = "pytl._core", BUILD.glob("_core*.so")
 loader = ExtensionFileLoader(name, str(path))
 spec = spec_from_loader(name, loader)
-assert spec and name not in sys.modules
+assert spec
+assert name not in sys.modules
 sys.modules[name] = module_from_spec(spec)
 loader.exec_module(sys.modules[name])
 

@@ -35,6 +35,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def array(tensor: Tensor) -> np.ndarray:
+    """In float64, wherever the tensor lies."""
+    return tensor.detach().cpu().double().numpy()
+
+
 def share(dot: float, square: float) -> float:
     usable = np.isfinite(square) and square >= np.finfo(np.float64).tiny
     return dot / square if usable else 0.0
@@ -68,7 +73,7 @@ class Oracle:
         max_grad_norm: float | None = None,
     ) -> None:
         self.kind, self.max_grad_norm = kind, max_grad_norm
-        self.weights = [w.detach().double().numpy().copy() for w in weights]
+        self.weights = [array(w).copy() for w in weights]
         self.starts = [w.copy() for w in self.weights]
         self.options = [DEFAULTS | dict(options) | dict(own) for own in each or [{}] * len(self.weights)]
         self.steps = [0] * len(self.weights)
@@ -79,9 +84,9 @@ class Oracle:
         self.g, self.r, self.h = {}, {}, {}
         for i in self.present:
             w, o = self.weights[i], self.options[i]
-            self.g[i] = (-1 if o["maximize"] else 1) * gradients[i].double().numpy()  # type: ignore[union-attr]
+            self.g[i] = (-1 if o["maximize"] else 1) * array(gradients[i])  # type: ignore[arg-type]
             self.r[i] = o["sp_decay"] * (w - self.starts[i]) + o["weight_decay"] * w
-            self.h[i] = np.zeros_like(w) if penalties is None else penalties[i].double().numpy()
+            self.h[i] = np.zeros_like(w) if penalties is None else array(penalties[i])
             if not o["decoupled"]:
                 self.r[i], self.h[i] = self.r[i] + self.h[i], np.zeros_like(w)
         self.gram = {i: self._gram_of(i, self.r) for i in self.present}
@@ -151,14 +156,16 @@ class Oracle:
 
 
 def draw(seed: int, shapes: Sequence[Sequence[int]] = SHAPES, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Normal draws, the same values in each dtype that holds bfloat16's."""
-    return [tensor.to(dtype, copy=True) for tensor in _drawn(seed, tuple(map(tuple, shapes)))]
+    """Normal draws on the default device, the same values in each dtype that holds bfloat16's."""
+    return [
+        tensor.to(torch.get_default_device(), dtype, copy=True) for tensor in _drawn(seed, tuple(map(tuple, shapes)))
+    ]
 
 
 @functools.lru_cache(maxsize=64)
 def _drawn(seed: int, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [torch.randn(shape, generator=generator, device="cpu").bfloat16() for shape in shapes]
 
 
 def parameters(
@@ -207,4 +214,4 @@ def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
 
 
 def doubles(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    return [tensor.detach().double().numpy() for tensor in tensors]
+    return [array(tensor) for tensor in tensors]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from oracle import DIRECTIONS, PATHS, Oracle, assert_same, draw, give, give_penalties, parameters, weights_of
+from oracle import DIRECTIONS, PATHS, Oracle, array, assert_same, draw, give, give_penalties, parameters, weights_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -34,7 +34,7 @@ def directions_of(g: Any, r: Any, direction: str, granularity: str, path: dict[s
     give(params, list(map(torch.from_numpy, g)))
     give_penalties(optimizer, params, list(map(torch.from_numpy, r)))
     optimizer.step()
-    return [-p.detach().numpy() for p in params]
+    return [-array(p) for p in params]
 
 
 def parts(granularity: str, *lists: Any) -> list[list[np.ndarray]]:
@@ -87,7 +87,7 @@ def test_weights_of_gram_numbers(rows: list[tuple[float, float, float]], directi
     with np.errstate(all="ignore"):
         gram = [(q, cosine * math.sqrt(q) * math.sqrt(rr), rr) for q, cosine, rr in rows]
         expected = np.array([weights_of(direction, *row) for row in gram])
-    found = pytl.ops.direction_weights(torch.tensor(gram, dtype=torch.float64), direction).numpy()
+    found = array(pytl.ops.direction_weights(torch.tensor(gram, dtype=torch.float64), direction))
     assert np.isfinite(found).all()
     ordinary = np.isfinite(expected) & (abs(expected) <= np.finfo(np.float32).max)  # beyond, nothing is projected
     np.testing.assert_allclose(found[ordinary], expected[ordinary], rtol=1e-12)
@@ -275,7 +275,7 @@ def test_own_direction_works_on_every_path(
         optimizer.step()
         oracle.step(g, h)
     for p, expected in zip(params, oracle.weights, strict=True):
-        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(array(p), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_changed_rule_of_the_library_is_the_one_that_runs(path: dict[str, bool]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import PATHS, WEIGHT_DTYPES, doubles, draw, give, give_penalties
+from oracle import PATHS, WEIGHT_DTYPES, array, doubles, draw, give, give_penalties
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -45,7 +45,7 @@ def expected_row(
     w: Tensor, g: Tensor, w0: Tensor | None, h: Tensor | None, *, sp: float = 0.3, wd: float = 0.05
 ) -> np.ndarray:
     """The numbers, and what their errors are measured by."""
-    w, g, w0, h = (None if x is None else x.detach().double().numpy() for x in (w, g, w0, h))
+    w, g, w0, h = (None if x is None else array(x) for x in (w, g, w0, h))
     terms = [wd * w, 0 * w if w0 is None else sp * (w - w0), 0 * w if h is None else h]
     r, size = sum(terms), sum(map(abs, terms))
     gg, rr = np.sum(g * g), np.sum(size * size)
@@ -55,7 +55,7 @@ def expected_row(
 def assert_gram(found: Tensor, expected: list[np.ndarray], tolerance: float = 1e-6) -> None:
     """The terms of r, and <g,r>, may cancel: errors are measured by the lengths before that."""
     assert found.dtype == torch.float64
-    for row, (truth, scale) in zip(found.numpy(), expected, strict=True):
+    for row, (truth, scale) in zip(array(found), expected, strict=True):
         assert (abs(row - truth) <= tolerance * scale).all(), (row, truth)
 
 

@@ -1,9 +1,10 @@
-"""The native core on its own: under AddressSanitizer and UndefinedBehaviorSanitizer, and its formulas through nvcc."""
+"""The native core on its own: under AddressSanitizer and UndefinedBehaviorSanitizer, the CUDA kernels as well."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,30 +12,36 @@ import pytest
 from pytl.ops import core
 
 ROOT = Path(__file__).parents[1]
-BUILD = ROOT / "build" / "sanitized"
+NATIVE, SANITIZED = ROOT / "build" / "native", ROOT / "build" / "sanitized"
+SEAM = ("gram", "steps", "directions", "contract", "bad_input", "determinism", "schedule", "torch_suite")
 
 pytestmark = pytest.mark.skipif(bool(core.missing), reason="the compiled core is not built")
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_passes_equal_a_plain_loop_under_sanitizers() -> None:
-    run("cmake", "-S", ".", "-B", BUILD, "-G", "Ninja", "-DPYTL_SANITIZE=ON")
-    run("cmake", "--build", BUILD, "--target", "native_tests")
-    assert run(BUILD / "native_tests").endswith(" 0 failed\n")
+@pytest.mark.parametrize("program", ["native_tests", "shim_tests", "cuda_tests"])
+def test_passes_equal_a_plain_loop_under_sanitizers(program: str) -> None:
+    run("cmake", "-S", ".", "-B", SANITIZED, "-G", "Ninja", "-DPYTL_SANITIZE=ON")
+    run("cmake", "--build", SANITIZED, "--target", program)
+    assert run(SANITIZED / program).endswith(" 0 failed\n")
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
-def test_formulas_compile_for_the_gpu(tmp_path: Path) -> None:
-    run("nvcc", "-std=c++17", "-arch=sm_90", "-c", "tests/native/formulas.cu", "-o", tmp_path / "formulas.o")
+def test_optimizers_run_on_the_cuda_kernels() -> None:
+    """What the other tests ask of the core, asked of the CUDA kernels on the CPU's tensors."""
+    if not (NATIVE / "build.ninja").exists():
+        pytest.skip("needs the build's folder")
+    run("cmake", "--build", NATIVE, "--target", "core_on_shim")
+    tests = [f"test_{name}.py" for name in SEAM]
+    run(sys.executable, "-m", "pytest", "-q", "-p", "cuda_on_cpu", "-k", "not reference", *tests, cwd=ROOT / "tests")
 
 
 def test_wide_instructions_do_not_leak_into_shared_symbols() -> None:
-    objects = sorted((ROOT / "build" / "native").glob("CMakeFiles/loops_*/csrc/cpu/loops.cpp.o"))
+    objects = sorted(NATIVE.glob("CMakeFiles/loops_*/csrc/cpu/loops.cpp.o"))
     if not objects or shutil.which("nm") is None:
         pytest.skip("needs the build's object files and nm")
     for compiled in objects:

@@ -14,6 +14,7 @@ from oracle import (
     SHAPES,
     WEIGHT_DTYPES,
     Oracle,
+    array,
     assert_same,
     doubles,
     draw,
@@ -92,7 +93,7 @@ def test_float64_equals_the_oracle_over_200_steps(
     shapes = [shape for shape in SHAPES if direction != "pcgrad" or math.prod(shape) != 1]
     optimizer, oracle = run_both(kind, options, path, steps=200, shapes=shapes)
     for found, expected in zip(optimizer.param_groups[0]["params"], oracle.weights, strict=True):
-        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(array(found), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
@@ -102,7 +103,7 @@ def test_every_option_equals_the_oracle(
 ) -> None:
     optimizer, oracle = run_both(kind, option | {"decoupled": decoupled}, path, steps=30)
     for found, expected in zip(optimizer.param_groups[0]["params"], oracle.weights, strict=True):
-        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(array(found), expected, rtol=1e-12, atol=1e-12)
 
 
 # 16 bits: weight and compensation together hold about 16 (bfloat16) and 22 (float16) bits.
@@ -138,7 +139,7 @@ def test_groups_keep_their_own_options(path: dict[str, bool]) -> None:
         optimizer.step()
         oracle.step(g)
     for p, expected in zip(params, oracle.weights, strict=True):
-        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(array(p), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -157,7 +158,7 @@ def test_parameters_without_gradient_wait(kind: str, granularity: str, path: dic
                 assert torch.equal(p, old)
                 assert not row.any()
     for p, expected in zip(params, oracle.weights, strict=True):
-        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(array(p), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)

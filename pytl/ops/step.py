@@ -13,9 +13,6 @@ from pytl.ops.direction_weights import clip_factor, direction_weights, squared_n
 from pytl.ops.plan import NO_SCALING, Scaling, on_host
 from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, compute_dtype, place
 
-PULL, PENALTY = [0, 1, 2], [0, 3, 4]
-"""Columns of the Gram numbers: of g and the pull, and of g and a decoupled penalty."""
-
 MOMENTS, BESIDE = slice(1, 3), slice(3, 5)
 """Columns of a ``WeightsRow``."""
 
@@ -53,6 +50,16 @@ class Terms:
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
+
+
+def pull_gram(gram: Tensor) -> Tensor:
+    """Of Gram numbers ``[n, 5]`` those of g and the pull, ``[n, 3]``."""
+    return gram[:, :3]
+
+
+def penalty_gram(gram: Tensor) -> Tensor:
+    """Of Gram numbers ``[n, 5]`` those of g and a decoupled penalty, ``[n, 3]``."""
+    return torch.cat([gram[:, :1], gram[:, 3:]], dim=1)
 
 
 def dot(a: Tensor | None, b: Tensor | None) -> Tensor | float:
@@ -127,13 +134,13 @@ def step_weights(gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions])
     weights = torch.ones_like(gram)
     for one in {(id(g.direction), g.granularity): g for g in groups}.values():
         ours = _in_groups(group_of, [g.direction is one.direction and g.granularity == one.granularity for g in groups])
-        for columns, into in ((PENALTY, MOMENTS), (PULL, BESIDE)):
-            numbers = torch.where(ours, gram[:, columns], 0.0)  # of the others: they must not be in a sum
+        own = torch.where(ours, gram, 0.0)  # numbers of the others must not be in a sum
+        for numbers, into in ((penalty_gram(own), MOMENTS), (pull_gram(own), BESIDE)):
             made = direction_weights(numbers, one.direction, one.granularity)
             weights[:, into] = torch.where(ours, made, weights[:, into])
     coupled = _in_groups(group_of, [not g.decoupled for g in groups])
     weights[:, MOMENTS] = torch.where(coupled, weights[:, BESIDE], weights[:, MOMENTS])
-    weights[:, [1, 3]] -= 1
+    weights[:, 1::2] -= 1
     weights[:, BESIDE] = torch.where(coupled, 0.0, weights[:, BESIDE])
     return weights
 
@@ -141,7 +148,7 @@ def step_weights(gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions])
 def clip(weights: Tensor, gram: Tensor, group_of: Tensor, groups: Sequence[GroupOptions], max_grad_norm: float) -> None:
     """Scales what feeds the moments so that its norm over all tensors is at most ``max_grad_norm``."""
     decoupled = _in_groups(group_of, [g.decoupled for g in groups])
-    fed = torch.where(decoupled, gram[:, PENALTY], gram[:, PULL])
+    fed = torch.where(decoupled, penalty_gram(gram), pull_gram(gram))
     squared_norms = squared_norm(fed, torch.stack([weights[:, 1] + 1, weights[:, 2]], dim=1))
     weights[:, 0] = torch.where(squared_norms.isfinite(), clip_factor(squared_norms, max_grad_norm), 1.0)
 

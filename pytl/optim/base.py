@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pytl.directions import find
 from pytl.ops.plan import Scaling, is_capturing
-from pytl.ops.step import Run, look_and_step
+from pytl.ops.step import Run, look_and_step, penalty_gram, pull_gram
 from pytl.ops.tensor_list import (
     GroupOptions,
     Operands,
@@ -273,12 +273,12 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def gram(self) -> Tensor:
         """<g,g>, <g,r>, <r,r> of each parameter in the last step: float64 ``[n, 3]``; rows without a gradient are 0."""
-        return self._seen().gram[:, :3]
+        return pull_gram(self._seen().gram)
 
     @property
     def penalty_gram(self) -> Tensor:
         """<g,g>, <g,h>, <h,h> with the penalty's gradient h, where decoupled; float64 ``[n, 3]``."""
-        return self._seen().gram[:, [0, 3, 4]]
+        return penalty_gram(self._seen().gram)
 
     def report(self) -> Report:
         """The last step in numbers, by tensor and in all. Reads the weights once."""
