@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := CMakeLists.txt $(shell find csrc -type f)
 BUILD_TOOLS := setuptools cmake ninja pybind11
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu clean
 
 demo: .venv/native
 	$(BIN)/pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo --resume
@@ -25,6 +25,10 @@ format: .venv/native
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+# On a machine with an NVIDIA GPU, with the torch that is installed there.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 bench: .venv/native
 	$(BIN)/pytl bench --out benchmarks/results

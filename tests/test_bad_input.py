@@ -382,3 +382,28 @@ def test_own_direction_of_the_wrong_shape_is_named_and_moves_nothing(path: dict[
     with pytest.raises(ValueError, match=r"Scalar\.weights must give two tensors of shape"):
         pytl.SGD(params, direction=Scalar(), sp_decay=0.1, **path).step()
     assert_same([p.detach() for p in params], draw(0))
+
+
+def test_tensors_on_two_devices_in_one_functional_call_are_refused() -> None:
+    params = [torch.zeros(3), torch.zeros(3, device="meta")]
+    with pytest.raises(RuntimeError, match=r"weights\[1\] must be on cpu, as the others are; got meta"):
+        pytl.ops.gram(params, [torch.zeros_like(p) for p in params])
+
+
+def test_running_out_of_memory_while_planning_leaves_nothing_half_built(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = parameters()
+    optimizer = method(params, sp_decay=0.1)
+    give(params, draw(1))
+    before = copy_of(optimizer)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("as a test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytl.ops.tensor_list.plan_of", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.step()
+    assert_same(copy_of(optimizer), before)
+    optimizer.step()

@@ -123,10 +123,8 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
 
 
 def _note(machine: Machine) -> str:
-    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
     return (
-        f"{machine.cpu}, {threads}, {machine.instruction_set}; torch {machine.torch}, "
-        f"pytl {machine.pytl}; {machine.date[:10]}\n"
+        f"{machine.words}; torch {machine.torch}, pytl {machine.pytl}; {machine.date[:10]}\n"
         "Bars: median of paired ratios; lines: p20 to p80. Right: median time of a step in its own pairing, which\n"
         "the machine's load moves more than ratios. torch's fused optimizers do neither L2-SP nor DTNH.\n"
         "Light bars were paired with pytl, and are shown times pytl's own ratio to torch."

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pytl.benchmark import rivals
+from pytl.benchmark.kernels import Captured, gram_alone, update_alone
 from pytl.benchmark.parameters import ParameterSet
 from pytl.benchmark.rivals import LR, MAX_GRAD_NORM, SP_DECAY, Step
 from pytl.optim import SGD, AdamW
@@ -21,6 +22,8 @@ class Contender:
     words: str
     build: Callable[[ParameterSet], Step]
     reads_start: bool = True
+    updates: bool = True
+    """Whether w is written; else it is read alone."""
     moments: int = 2
     float32_moments: bool = True
     """Beside 16-bit weights; else the moments have the weights' dtype."""
@@ -31,15 +34,22 @@ class Contender:
         return self.name.startswith("pytl")
 
     def bytes_per_parameter(self, dtype: torch.dtype) -> int:
-        """What must be moved, each operand once: w and the moments read and written, g read, w0 read by L2-SP."""
+        """What must be moved, each operand once: w and moments read and written, g read, w0 read by L2-SP."""
         size = dtype.itemsize
         moment_size = max(4, size) if self.float32_moments else size
         compensation = 2 * size if self.compensated and size == 2 else 0
-        return 2 * size + size + self.reads_start * size + 2 * self.moments * moment_size + compensation
+        return (
+            (1 + self.updates) * size + size + self.reads_start * size + 2 * self.moments * moment_size + compensation
+        )
 
 
 def _adamw(**options: Any) -> Callable[[ParameterSet], Step]:
-    return lambda p: AdamW(p.named, lr=LR, **{"compensated": False, **options}).step
+    return lambda p: AdamW(p.named, lr=LR, **{"compensated": False, "fused": _fused(p), **options}).step
+
+
+def _fused(p: ParameterSet) -> bool | None:
+    """On a GPU the core or an error, lest its time be another path's."""
+    return True if p.device.type == "cuda" else None
 
 
 def _dtnh(**options: Any) -> Callable[[ParameterSet], Step]:
@@ -64,14 +74,12 @@ def _torch_adamw(p: ParameterSet) -> Step:
 
 
 def _sgd(p: ParameterSet) -> Step:
-    return SGD(p.named, lr=LR, momentum=_MOMENTUM, compensated=False).step
+    return SGD(p.named, lr=LR, momentum=_MOMENTUM, compensated=False, fused=_fused(p)).step
 
 
 def _sgd_dtnh(p: ParameterSet) -> Step:
-    optimizer = SGD(
-        p.named, lr=LR, momentum=_MOMENTUM, sp_decay=SP_DECAY, direction="dtnh", start=p.start, compensated=False
-    )
-    return optimizer.step
+    common: dict[str, Any] = {"sp_decay": SP_DECAY, "direction": "dtnh", "start": p.start, "fused": _fused(p)}
+    return SGD(p.named, lr=LR, momentum=_MOMENTUM, compensated=False, **common).step
 
 
 def _torch_sgd(p: ParameterSet) -> Step:
@@ -85,7 +93,10 @@ _ALL = (
     Contender("pytl-dtnh-clip", "pytl AdamW + L2-SP + DTNH + clipping", _dtnh(max_grad_norm=MAX_GRAD_NORM)),
     Contender("pytl-dtnh-kahan", "pytl AdamW + L2-SP + DTNH + Kahan", _dtnh(compensated=True), compensated=True),
     Contender("pytl-dtnh-one-thread", "the same on one thread", _on_one_thread),
-    Contender("pytl-reference", "pytl's reference (foreach=True)", _dtnh(foreach=True)),
+    Contender("pytl-dtnh-graph", "pytl's DTNH step in a CUDA graph", lambda p: Captured(_dtnh()(p))),
+    Contender("pytl-gram", "pytl's Gram numbers alone", gram_alone, updates=False, moments=0),
+    Contender("pytl-update", "pytl's AdamW update alone", update_alone),
+    Contender("pytl-reference", "pytl's reference (foreach=True)", _dtnh(foreach=True, fused=None)),
     Contender("eager", "DTNH in PyTorch, best eager form", rivals.best_eager),
     Contender("foreach", "DTNH in PyTorch, all foreach", rivals.all_foreach),
     Contender("compiled", "DTNH in PyTorch, torch.compile", rivals.compiled),

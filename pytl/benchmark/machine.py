@@ -6,7 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -42,6 +42,15 @@ class Machine:
         words = re.findall(r"[a-z0-9]+", model)
         return "-".join(["cpu", *words, str(self.threads), "threads" if self.threads > 1 else "thread"])
 
+    @property
+    def headline(self) -> str:
+        load = ", ".join(map(str, self.load_average))
+        return f"{self.cpu}, threads: {self.threads}, {self.instruction_set}, load {load}"
+
+    @property
+    def words(self) -> str:
+        return f"{self.cpu}, {self.threads} thread{'s' * (self.threads > 1)}, {self.instruction_set}"
+
 
 def this_machine() -> Machine:
     return Machine(
@@ -56,7 +65,7 @@ def this_machine() -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         torch=torch.__version__,
-        pytl=version("pytl"),
+        pytl=_version(),
         commit=_commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -77,6 +86,13 @@ def last_level_cache_bytes() -> int:
 def _cpu_model() -> str:
     found = re.search(r"model name\s*:\s*(.+)", _read(Path("/proc/cpuinfo")))
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _version() -> str:
+    try:
+        return version("pytl")
+    except PackageNotFoundError:  # it runs from a source tree
+        return "unknown"
 
 
 def _commit() -> str | None:

@@ -14,6 +14,7 @@ from pytl.benchmark.shapes import Shape, elements
 _NOISE = 1 << 22  # elements drawn; longer tensors take random pieces of them, as drawing 0.3e9 takes many seconds
 _ROTATED_BYTES = 64 << 20
 _MOST_SETS = 16  # 161 tensors of one element would need thousands
+CPU = torch.device("cpu")
 _WEIGHT_SCALE, _DISTANCE_SCALE, _GRADIENT_SCALE = 2e-2, 1e-3, 1e-3
 
 
@@ -23,6 +24,10 @@ class ParameterSet:
 
     weights: list[Tensor]
     starts: list[Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights[0].device
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -38,27 +43,29 @@ class ParameterSet:
 
 
 @cache
-def _noise() -> Tensor:
+def _noise(device: torch.device) -> Tensor:
     """Standard normal, twice over, so that a piece may begin anywhere in the first half."""
     once = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0))
-    return torch.cat([once, once])
+    return torch.cat([once, once]).to(device)
 
 
 class _Draw:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device) -> None:
         self._random = Random(seed)
+        self._device = device
 
     def __call__(self, shape: Shape, scale: float, dtype: torch.dtype) -> Tensor:
-        drawn = torch.empty(shape, dtype=dtype)
+        drawn = torch.empty(shape, dtype=dtype, device=self._device)
+        noise = _noise(self._device)
         for part in drawn.view(-1).split(_NOISE):
             offset = self._random.randrange(_NOISE)
-            torch.mul(_noise()[offset : offset + len(part)], scale, out=part)
+            torch.mul(noise[offset : offset + len(part)], scale, out=part)
         return drawn
 
 
-def random_set(shapes: list[Shape], dtype: torch.dtype, seed: int) -> ParameterSet:
+def random_set(shapes: list[Shape], dtype: torch.dtype, seed: int, device: torch.device = CPU) -> ParameterSet:
     """The same numbers for the same seed."""
-    draw = _Draw(seed)
+    draw = _Draw(seed, device)
     drawn = ParameterSet([], [])
     for shape in shapes:
         weight = torch.nn.Parameter(draw(shape, _WEIGHT_SCALE, dtype))
@@ -73,7 +80,12 @@ def set_bytes(shapes: list[Shape], dtype: torch.dtype) -> int:
     return elements(shapes) * (3 * dtype.itemsize + 2 * 4)
 
 
-def sets_to_rotate(shapes: list[Shape], dtype: torch.dtype) -> int:
-    """So many that those of both contenders are beyond 64 MiB and twice the last-level cache; at most 16 of each."""
-    beyond = max(_ROTATED_BYTES, 2 * last_level_cache_bytes())
+def cpu_rotated_bytes() -> int:
+    """Beyond 64 MiB and twice the last-level cache."""
+    return max(_ROTATED_BYTES, 2 * last_level_cache_bytes())
+
+
+def sets_to_rotate(shapes: list[Shape], dtype: torch.dtype, rotated_bytes: int | None = None) -> int:
+    """So many that those of both contenders together have these bytes, by default the processor's; at most 16 each."""
+    beyond = cpu_rotated_bytes() if rotated_bytes is None else rotated_bytes
     return min(_MOST_SETS, ceil(beyond / 2 / set_bytes(shapes, dtype)))

@@ -24,6 +24,14 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class DeviceMeasurement(Measurement):
+    """On a GPU the times above are the device's, and ``cores`` is CPU time over the longer of both."""
+
+    host_microseconds: Spread
+    """Until the host has handed over a step, with the device idle before."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     target: str
     found: str
@@ -45,11 +53,11 @@ class Comparison:
     ours: Measurement
     rival: Measurement
     copy_gigabytes_per_second: Spread
-    """Of 256 MiB by ``Tensor.copy_``, read and written, with the same threads just before."""
+    """Of 256 MiB (on a GPU 1 GiB) by ``Tensor.copy_``, read and written, with the same threads just before."""
     ratio: Spread
     """Our time over the rival's, pair by pair."""
     disagreement: float | None
-    """None where the rival computes less."""
+    """None where the rival computes less, or where there is no memory for both at once."""
     verdict: Verdict | None
 
 
@@ -61,4 +69,4 @@ class NotTimed:
     rival: str
     reason: str
     is_failure: bool
-    """A disagreement; else there was no means to time it here."""
+    """A disagreement or a fault; else there was no means or no time to time it here."""

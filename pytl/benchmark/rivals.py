@@ -20,15 +20,26 @@ MAX_GRAD_NORM = 0.5  # below the norm of every gradient list here with more than
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
-def _shares(gradients: Sequence[Tensor], pulls: Sequence[Tensor]) -> list[float]:
-    """min(0, <g,r>) / <g,g> of each tensor. A dot reads its operands once and writes nothing; foreach has none."""
+def _shares(gradients: list[Tensor], pulls: Sequence[Tensor]) -> list[Any]:
+    """min(0, <g,r>) / <g,g> of each tensor: numbers, or on a GPU 0-dim tensors, so that nothing waits.
+
+    A dot reads its operands once and writes nothing; foreach has none. On a GPU each dot is two launches, and foreach's
+    norm a few for all tensors.
+    """
     gr = torch.stack([torch.dot(g.view(-1), r.view(-1)) for g, r in zip(gradients, pulls, strict=True)])
+    if _is_on_gpu(gradients):
+        gg = torch.stack(torch._foreach_norm(gradients)).square()
+        return [*torch.where(gg > 0, gr.clamp(max=0) / gg, 0.0).unbind()]
     gg = torch.stack([torch.dot(g.view(-1), g.view(-1)) for g in gradients])
     return torch.where(gg > 0, gr.clamp(max=0) / gg, 0.0).tolist()
 
 
+def _is_on_gpu(tensors: Sequence[Tensor]) -> bool:
+    return tensors[0].is_cuda
+
+
 def best_eager(p: ParameterSet) -> Step:
-    """Foreach L2-SP, one dot a tensor, fused AdamW; g is added in place, and only where it is in conflict."""
+    """Foreach L2-SP, one dot a tensor, fused AdamW; g is added in place, and on a CPU only where it is in conflict."""
     adamw = torch.optim.AdamW(p.weights, lr=LR, weight_decay=0, fused=True)
 
     @torch.no_grad()
@@ -37,12 +48,19 @@ def best_eager(p: ParameterSet) -> Step:
         distances = torch._foreach_sub(p.weights, p.starts)
         shares = _shares(gradients, distances)
         torch._foreach_add_(p.weights, distances, alpha=-LR * SP_DECAY)
-        for w, g, share in zip(p.weights, gradients, shares, strict=True):
-            if share:
-                w.add_(g, alpha=LR * SP_DECAY * share)
+        if _is_on_gpu(gradients):
+            torch._foreach_addcmul_(p.weights, gradients, shares, value=LR * SP_DECAY)
+        else:
+            _add_in_conflict(p.weights, gradients, shares)
         adamw.step()
 
     return step
+
+
+def _add_in_conflict(weights: Sequence[Tensor], gradients: Sequence[Tensor], shares: Sequence[float]) -> None:
+    for w, g, share in zip(weights, gradients, shares, strict=True):
+        if share:
+            w.add_(g, alpha=LR * SP_DECAY * share)
 
 
 def all_foreach(p: ParameterSet) -> Step:
@@ -93,8 +111,8 @@ def compiled(p: ParameterSet) -> Step:
     def step() -> None:
         nonlocal count
         count += 1
-        size = torch.tensor(LR / (1 - _BETA1**count))
-        root = torch.tensor((1 - _BETA2**count) ** -0.5)
+        size = torch.tensor(LR / (1 - _BETA1**count), device=p.device)
+        root = torch.tensor((1 - _BETA2**count) ** -0.5, device=p.device)
         step_all([*zip(weights, p.gradients, p.starts, moments, strict=True)], size, root)
 
     return step

@@ -1,10 +1,12 @@
 """Lists of parameter shapes, written from the architectures: what an optimizer sees of a network."""
 
+from collections.abc import Callable
 from math import prod
 
 Shape = tuple[int, ...]
 
 _LLAMA_HIDDEN, _LLAMA_FEED_FORWARD, _LLAMA_VOCABULARY = 1024, 2816, 32000
+_LLAMA_8B_LAYERS = 32
 _LLAMA_MOST_LAYERS = 20  # 0.29e9 parameters; more says nothing new about streams from memory
 
 
@@ -48,9 +50,27 @@ def llama(layers: int = _LLAMA_MOST_LAYERS) -> list[Shape]:
 
 def llama_within(parameters: float) -> list[Shape]:
     """The deepest ``llama`` of at most this many parameters; at least one layer."""
-    a_layer = elements(llama(2)) - elements(llama(1))
-    layers = int(parameters - elements(llama(0))) // a_layer
-    return llama(max(1, min(layers, _LLAMA_MOST_LAYERS)))
+    return llama(_layers_within(parameters, llama, _LLAMA_MOST_LAYERS))
+
+
+def _layers_within(parameters: float, stack: Callable[[int], list[Shape]], most: int) -> int:
+    a_layer = elements(stack(2)) - elements(stack(1))
+    layers = int(parameters - elements(stack(0))) // a_layer
+    return max(1, min(layers, most))
+
+
+def llama_8b(layers: int = _LLAMA_8B_LAYERS) -> list[Shape]:
+    """Llama 3 8B: 291 tensors, 8.030e9 parameters, embeddings not tied (Grattafiori et al., 2024, arXiv:2407.21783)."""
+    hidden, feed_forward, keys, vocabulary = 4096, 14336, 1024, 128256
+    attention: list[Shape] = [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
+    gated: list[Shape] = [(feed_forward, hidden), (feed_forward, hidden), (hidden, feed_forward)]
+    embedding: Shape = (vocabulary, hidden)
+    return [embedding, *layers * [*attention, *gated, (hidden,), (hidden,)], (hidden,), embedding]
+
+
+def llama_8b_within(parameters: float) -> list[Shape]:
+    """The deepest ``llama_8b`` of at most this many parameters; at least one layer."""
+    return llama_8b(_layers_within(parameters, llama_8b, _LLAMA_8B_LAYERS))
 
 
 def tiny() -> list[Shape]:

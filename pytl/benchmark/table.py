@@ -1,53 +1,84 @@
-"""The figures in the terminal; without one, as plain text."""
+"""The figures in the terminal; without one, or without rich, as plain text."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytl.benchmark.machine import Machine
-from pytl.benchmark.records import Comparison, Measurement, NotTimed
+from pytl.benchmark.records import Comparison, DeviceMeasurement, Measurement, NotTimed
 from pytl.benchmark.timing import Spread
 from pytl.extras import require
 
 _WIDTH = 190  # where there is no terminal to ask
 _COLUMNS = ("pytl", "against", "pytl's step", "the other's", "ratio (p20 to p80)", "GB/s", "of copy", "target")
+_HOST = "host's part, us"
+_LEFT = ("pytl", "against", "target")
+Paint = Callable[[str, str], str]
+"""Text and colour -> marked text."""
 
 
 def show(comparisons: Sequence[Comparison], not_timed: Sequence[NotTimed], machine: Machine) -> None:
     """Prints a table for each list of shapes, what was not timed and why, and the allocations."""
-    console = require("rich.console", "cli").Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    load = ", ".join(map(str, machine.load_average))
-    console.print(f"{machine.cpu}, threads: {machine.threads}, {machine.instruction_set}, load {load}")
-    console.print("Step: median (p20 to p80). Ratio: pytl's time over the other's, median of the pairs.")
+    try:
+        console = require("rich.console", "cli").Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    except ImportError:
+        console = None
+    say: Callable[..., None] = console.print if console else print
+    say(machine.headline)
+    say("Step: median (p20 to p80). Ratio: pytl's time over the other's, median of the pairs.")
     for case in dict.fromkeys(comparison.case for comparison in comparisons):
-        console.print(_drawn([comparison for comparison in comparisons if comparison.case == case]))
+        of_case = [comparison for comparison in comparisons if comparison.case == case]
+        say(_drawn(of_case) if console else _plain(of_case))
+    style: dict[str, Any] = {"style": "red", "markup": False} if console else {}
     for one in not_timed:
-        console.print(
-            f"not timed: {one.words}: {one.ours} against {one.rival}: {one.reason}", style="red", markup=False
-        )
-    console.print(allocation_note(comparisons))
+        say(f"not timed: {one.words}: {one.ours} against {one.rival}: {one.reason}", **style)
+    say(allocation_note(comparisons))
 
 
 def _drawn(comparisons: Sequence[Comparison]) -> Any:
-    first = comparisons[0]
-    title = f"{first.words}: {size(first)}"
     box = require("rich.box", "cli").SIMPLE_HEAD
-    drawn = require("rich.table", "cli").Table(title=title, title_justify="left", title_style="bold", box=box)
-    for column in _COLUMNS:
-        drawn.add_column(column, justify="left" if column in ("pytl", "against", "target") else "right")
-    for comparison in comparisons:
-        ours, ratio = comparison.ours, comparison.ratio
-        drawn.add_row(
-            ours.words,
-            comparison.rival.words,
-            duration(ours),
-            duration(comparison.rival),
-            f"{ratio.p50:.3f} ({ratio.p20:.3f} to {ratio.p80:.3f})",
-            f"{ours.gigabytes_per_second:.2g}",
-            f"{ours.share_of_copy_rate:.0%}",
-            verdict(comparison),
-        )
+    style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box}
+    drawn = require("rich.table", "cli").Table(title=_title(comparisons[0]), **style)
+    head, *rows = _cells(comparisons, lambda text, colour: f"[{colour}]{text}[/]")
+    for column in head:
+        drawn.add_column(column, justify="left" if column in _LEFT else "right")
+    for row in rows:
+        drawn.add_row(*row)
     return drawn
+
+
+def _plain(comparisons: Sequence[Comparison]) -> str:
+    cells = _cells(comparisons, lambda text, colour: text)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join(["", _title(comparisons[0]), *lines])
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.words}: {size(comparison)}"
+
+
+def _cells(comparisons: Sequence[Comparison], paint: Paint) -> list[list[str]]:
+    """The columns' names, then a row each."""
+    on_device = isinstance(comparisons[0].ours, DeviceMeasurement)
+    head = [*_COLUMNS[:-1], *([_HOST] if on_device else []), _COLUMNS[-1]]
+    return [head, *(_row(comparison, paint) for comparison in comparisons)]
+
+
+def _row(comparison: Comparison, paint: Paint) -> list[str]:
+    ours, rival, ratio = comparison.ours, comparison.rival, comparison.ratio
+    hosts = [f"{one.host_microseconds.p50:.0f}" for one in (ours, rival) if isinstance(one, DeviceMeasurement)]
+    return [
+        ours.words,
+        rival.words,
+        duration(ours),
+        duration(rival),
+        f"{ratio.p50:.3f} ({ratio.p20:.3f} to {ratio.p80:.3f})",
+        f"{ours.gigabytes_per_second:.2g}",
+        f"{ours.share_of_copy_rate:.0%}",
+        *([" / ".join(hosts)] if hosts else []),
+        verdict(comparison, paint),
+    ]
 
 
 def duration(measured: Measurement) -> str:
@@ -70,14 +101,14 @@ def size(comparison: Comparison) -> str:
     return f"{comparison.tensors:,} tensor{'s' * (comparison.tensors > 1)}, {parameters} parameters, {comparison.dtype}"
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(comparison: Comparison, paint: Paint) -> str:
     """The target, what was found, and whether that meets it."""
     judged = comparison.verdict
     if judged is None:
         return ""
     if judged.met:
-        return f"{judged.target}: [green]met, {judged.found}[/]"
-    return f"{judged.target}: [red]missed by {judged.excess:.0%}, {judged.found}[/]"
+        return f"{judged.target}: {paint(f'met, {judged.found}', 'green')}"
+    return f"{judged.target}: {paint(f'missed by {judged.excess:.0%}, {judged.found}', 'red')}"
 
 
 def allocation_note(comparisons: Sequence[Comparison]) -> str:

@@ -1,7 +1,7 @@
-"""Paired timing: both steps in turn, A B A B, so that what disturbs one disturbs the other."""
+"""Timing in turns: both steps A B A B, so that what disturbs one disturbs the other."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -12,9 +12,9 @@ import torch
 
 from pytl.benchmark.rivals import Step
 
-LEAST_PAIRS = 5  # however long a step takes
+LEAST_ROUNDS = 5  # however long a step takes
+COPIES = 9
 _COPIED = 64 << 20  # elements: 256 MiB in float32, beyond every cache
-_COPIES = 9
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,34 @@ def spread(values: Sequence[float]) -> Spread:
 @dataclass(frozen=True)
 class Sample:
     wall: float
-    """Seconds."""
+    """Seconds; of a step on a GPU those of the device."""
     cpu: float
     """Seconds of all threads, those included in which a thread waits busily."""
+    host: float | None = None
+    """Seconds until the host has handed the step to the device; None where it takes the step itself."""
 
 
-def time_pairs(ours: Sequence[Step], rival: Sequence[Step], pairs: int, seconds: float) -> list[tuple[Sample, Sample]]:
-    """Steps on each list's parameter sets in turn; ends after ``pairs``, or after ``seconds`` and five pairs."""
-    our_turns, rival_turns = cycle(ours), cycle(rival)
-    taken: list[tuple[Sample, Sample]] = []
+Timed = Callable[[Sequence[Iterator[Step]]], list[Sample]]
+"""Takes the next step of each contender and times it."""
+
+
+def time_rounds(contenders: Sequence[Sequence[Step]], timed: Timed, rounds: int, seconds: float) -> list[list[Sample]]:
+    """Steps on each contender's parameter sets in turn; ends after ``rounds``, or after ``seconds`` and five rounds."""
+    turns = [cycle(steps) for steps in contenders]
+    taken: list[list[Sample]] = []
     with _without_garbage_collection():
         begin = perf_counter()
-        while len(taken) < pairs and (len(taken) < LEAST_PAIRS or perf_counter() - begin < seconds):
-            taken.append((_timed(next(our_turns)), _timed(next(rival_turns))))
+        while len(taken) < rounds and (len(taken) < LEAST_ROUNDS or perf_counter() - begin < seconds):
+            taken.append(timed(turns))
     return taken
 
 
-def _timed(step: Step) -> Sample:
+def timed_on_cpu(turns: Sequence[Iterator[Step]]) -> list[Sample]:
+    return [clocked(next(steps)) for steps in turns]
+
+
+def clocked(step: Step) -> Sample:
+    """By the host's clocks."""
     cpu, wall = process_time(), perf_counter()
     step()
     wall = perf_counter() - wall
@@ -79,4 +90,4 @@ def copy_rate() -> Spread:
     source = torch.randn(1 << 20).repeat(_COPIED >> 20)
     target = torch.empty_like(source).fill_(1)
     moved = 2 * source.nbytes
-    return spread([moved / _timed(lambda: target.copy_(source)).wall / 1e9 for _ in range(_COPIES)])
+    return spread([moved / clocked(lambda: target.copy_(source)).wall / 1e9 for _ in range(COPIES)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,8 @@ class Operands:
     penalty: Tensor | None = None
     compensation: Tensor | None = None
     states: tuple[Tensor, ...] = ()
-    step: Tensor = field(default_factory=lambda: torch.zeros(()))
+    step: Any = None
+    """How many steps have been taken, a tensor; looking needs none."""
     group: int = 0
     fresh: bool = False
     """The momentum is new: it takes the first direction whole."""
@@ -174,6 +175,8 @@ def check(operands: Operands, name: str) -> None:
             check_weight(tensor, f"start of {name}")
         elif tensor.dtype != expected:
             raise TypeError(f"{operand} of {name} must be {expected}; got {tensor.dtype}")
+    if step is None:
+        return
     if not isinstance(step, Tensor) or step.dim() or step.dtype != torch.float32 or step.device != weight.device:
         raise TypeError(f"step of {name} must be a 0-dim float32 tensor on {weight.device}; got {step!r}")
 

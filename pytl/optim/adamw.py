@@ -29,7 +29,7 @@ class AdamW(Optimizer):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused, capturable, differentiable: as in
             torch; ``fused`` is the compiled core, ``foreach`` plain PyTorch, None the core where it serves the tensor.
-            Every option is read from its group at each step.
+            Every option is read from its group at each step. ``capturable`` changes nothing: steps on CUDA are.
         sp_decay: strength of the pull to the starting point (L2-SP: Li et al., ICML 2018, arXiv:1802.01483).
         decoupled: whether the pull stays out of the moments (Loshchilov & Hutter, ICLR 2019, arXiv:1711.05101).
         direction, granularity, max_grad_norm, start, start_dtype, start_device, compensated: as in ``pytl.SGD``.

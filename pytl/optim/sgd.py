@@ -25,7 +25,7 @@ class SGD(Optimizer):
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, fused, capturable, differentiable:
             as in torch; ``fused`` is the compiled core, ``foreach`` plain PyTorch, None the core where it serves the
-            tensor. Every option is read from its group at each step.
+            tensor. Every option is read from its group at each step. ``capturable`` changes nothing: steps on CUDA are.
         sp_decay: strength of the pull to the starting point (L2-SP: Li et al., ICML 2018, arXiv:1802.01483).
         decoupled: whether the pull stays out of the momentum.
         direction: "sum", "dtnh", "grod", "pcgrad" or a ``pytl.Direction``.
