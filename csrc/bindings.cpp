@@ -114,8 +114,7 @@ struct Plan {
 #if defined(PYTL_CUDA)
 cuda::Source source(const py::handle& option) {
   if (!is_tensor(option)) return {};
-  return {pointer<void>(option.attr("data_ptr")().cast<int64_t>()),
-          option.attr("element_size")().cast<int>() == 8 ? DType::float64 : DType::float32};
+  return {pointer<void>(option.attr("data_ptr")().cast<int64_t>()), option.attr("element_size")().cast<int64_t>()};
 }
 
 void read_betas(const py::handle&, cuda::DeviceGroup<SGDGroup>&) {}

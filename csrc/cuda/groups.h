@@ -6,11 +6,11 @@ namespace pytl::cuda {
 
 struct Source {
   const void* address;  // null: the number stands
-  DType dtype;          // float32 or float64
+  int64_t size;         // in bytes: that of a float or of a double
 
   PYTL_INLINE double or_else(double number) const {
     if (!address) return number;
-    return dtype == DType::float64 ? *static_cast<const double*>(address) : *static_cast<const float*>(address);
+    return size == sizeof(double) ? *static_cast<const double*>(address) : *static_cast<const float*>(address);
   }
 };
 

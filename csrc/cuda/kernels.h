@@ -274,22 +274,34 @@ __device__ inline GramRow& shared_sums() {
   return shared<Sums>().of[threadIdx.x];
 }
 
-// Walks backwards: what was looked at last is still in the cache. looking: in passing, into shared_sums().
+template <bool looking, class Form, class Options>
+__device__ void step_on_vector(const Work<Form, Options>& work, int32_t first) {
+  Products<Form> products;
+  for_each_part<Form>(work, first, [&](int32_t i, auto count) {
+    constexpr int many = decltype(count)::value;
+    auto elements = Elements<Form, many>::template load<true>(work, i, true);
+    if (looking) products.add(work.decision.terms, elements);
+    if (looking && (i + many == first + Form::width || i + many == work.run.length)) products.add_to(shared_sums());
+    if (looking && Form::compensates) elements.compute_anew();
+    step_elements(work, elements, i);
+    elements.store(work, i);
+  });
+}
+
+// Walks backwards: what was looked at last is still in the cache. looking: in passing, into shared_sums(), and
+// forwards, as look_at adds up.
 template <bool looking, class Form, class Options>
 __device__ void step_on(const Work<Form, Options>& work) {
-  if (looking) shared_sums() = GramRow();
+  constexpr int width = Form::width;
+  if (looking) {
+    shared_sums() = GramRow();
 #pragma unroll 1
-  for (int32_t first = work.run.template last<Form::width>(); first >= 0; first -= work.run.of * Form::width) {
-    Products<Form> products;
-    for_each_part<Form>(work, first, [&](int32_t i, auto count) {
-      constexpr int many = decltype(count)::value;
-      auto elements = Elements<Form, many>::template load<true>(work, i, true);
-      if (looking) products.add(work.decision.terms, elements);
-      if (looking && (i + many == first + Form::width || i + many == work.run.length)) products.add_to(shared_sums());
-      if (looking && Form::compensates) elements.compute_anew();
-      step_elements(work, elements, i);
-      elements.store(work, i);
-    });
+    for (int32_t first = work.run.template first<width>(); first < work.run.length; first += work.run.of * width)
+      step_on_vector<true>(work, first);
+  } else {
+#pragma unroll 1
+    for (int32_t first = work.run.template last<width>(); first >= 0; first -= work.run.of * width)
+      step_on_vector<false>(work, first);
   }
 }
 

@@ -62,9 +62,13 @@ class Operand {
     return 0;
   }
 
-  void fill(std::mt19937& random, double scale) {
-    std::normal_distribution<double> normal(0, scale);
-    for (int64_t i = 0; i < length_; i++) set(i, normal(random));
+  // spread: of the logarithm of the magnitudes.
+  void fill(std::mt19937& random, double scale, double spread = 0) {
+    std::normal_distribution<double> normal;
+    for (int64_t i = 0; i < length_; i++) {
+      const double magnitude = spread > 0 ? scale * std::exp(spread * normal(random)) : scale;
+      set(i, magnitude * normal(random));
+    }
   }
 
   const std::vector<char>& bytes() const { return bytes_; }
@@ -101,7 +105,7 @@ inline std::string describe(const Case& c) {
 }
 
 struct Tensors {
-  Tensors(const Case& c, int64_t count, std::mt19937& random)
+  Tensors(const Case& c, int64_t count, std::mt19937& random, double spread)
       : length(count),
         weight(c.dtype, length, c.skewed),
         gradient(c.dtype, length, c.skewed),
@@ -111,7 +115,7 @@ struct Tensors {
         mean(c.dtype == DType::float64 ? DType::float64 : DType::float32, length, c.skewed),
         square(c.dtype == DType::float64 ? DType::float64 : DType::float32, length, c.skewed) {
     weight.fill(random, 1);
-    gradient.fill(random, 0.1);
+    gradient.fill(random, 0.1, spread);
     penalty.fill(random, 0.1);
     start.fill(random, 1);
   }
@@ -132,11 +136,11 @@ struct Tensors {
   float step = 0;
 };
 
-// Parameters of these lengths, the same for a seed.
+// Parameters of these lengths, the same for a seed. spread: of the logarithm of the gradients' magnitudes.
 struct Sample {
-  Sample(const Case& c, const std::vector<int64_t>& lengths, unsigned seed) : of(c) {
+  Sample(const Case& c, const std::vector<int64_t>& lengths, unsigned seed, double spread = 0) : of(c) {
     std::mt19937 random(seed);
-    for (int64_t length : lengths) tensors.emplace_back(c, length, random);
+    for (int64_t length : lengths) tensors.emplace_back(c, length, random, spread);
   }
 
   std::vector<Parameter> parameters() {

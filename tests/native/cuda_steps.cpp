@@ -2,6 +2,7 @@
 // addresses, lengths around every boundary of vectors, warps, small parameters, pieces and rounds, and every way to a
 // decision.
 #include <limits>
+#include <memory>
 
 #include "../../csrc/cuda/plan.h"
 #include "../../csrc/cuda/schedule.h"
@@ -12,6 +13,7 @@ using namespace pytl::cases;
 
 namespace {
 
+constexpr double kManyMagnitudes = 8;  // standard deviation of their logarithm: sums then show their order
 constexpr double kNoClipping = std::numeric_limits<double>::infinity();
 
 using Groups = std::vector<cuda::DeviceGroup<AdamWGroup>>;
@@ -20,13 +22,11 @@ Groups groups_of(const AdamWGroup& options) { return {{options, {}}}; }
 
 // A plan with its memory, which is not larger than it must be.
 struct Placed {
-  explicit Placed(Sample& sample)
-      : plan(sample.parameters(), 0),
-        tables(plan.tables()),
-        scratch(plan.scratch_bytes()),
-        rows(sample.tensors.size()) {
+  explicit Placed(const std::vector<Parameter>& parameters)
+      : plan(parameters, 0), tables(plan.tables()), scratch(plan.scratch_bytes()), rows(parameters.size()) {
     plan.place(tables.data(), scratch.data());
   }
+  explicit Placed(Sample& sample) : Placed(sample.parameters()) {}
 
   void step(const Groups& groups, double max_norm = kNoClipping, const WeightsRow* weights = nullptr,
             const cuda::Call& call = {}) {
@@ -59,8 +59,8 @@ void check_case(const Case& c, const std::vector<int64_t>& of, const std::string
 }
 
 // All tensors decide together, or the step is clipped, or both.
-void check_together(const Case& c, bool together, double max_norm) {
-  Sample sample(c, lengths(), 13);
+void check_together(const Case& c, bool together, double max_norm, const std::vector<int64_t>& of = lengths()) {
+  Sample sample(c, of, 13);
   AdamWGroup o = options(c);
   o.together = together;
   const auto wanted = expected(sample, o, max_norm);
@@ -70,9 +70,9 @@ void check_together(const Case& c, bool together, double max_norm) {
 }
 
 // The same bits in one launch and in several, with decisions made elsewhere, with any number of blocks, in any order.
-void check_bits(const Case& c) {
+void check_bits(const Case& c, const std::vector<int64_t>& of) {
   const AdamWGroup o = options(c);
-  Sample first(c, lengths(), 11);
+  Sample first(c, of, 11, kManyMagnitudes);
   Placed placed(first);
   placed.step(groups_of(o));
   const auto is_same = [&](const Sample& sample, const Placed& other, const std::string& how) {
@@ -82,19 +82,19 @@ void check_bits(const Case& c) {
   };
   for (unsigned seed : {1, 2, 3}) {
     cuda::shim::seed(seed), cuda::shim::resident_blocks = 1 + 3 * seed;
-    Sample sample(c, lengths(), 11);
+    Sample sample(c, of, 11, kManyMagnitudes);
     Placed again(sample);
     again.step(groups_of(o));
     is_same(sample, again, "another order");
   }
   cuda::shim::resident_blocks = 3, cuda::shim::cooperative = false;
-  Sample second(c, lengths(), 11);
+  Sample second(c, of, 11, kManyMagnitudes);
   Placed apart(second);
   apart.step(groups_of(o));
   is_same(second, apart, "several launches");
   cuda::shim::cooperative = true;
 
-  Sample third(c, lengths(), 11);
+  Sample third(c, of, 11, kManyMagnitudes);
   Placed elsewhere(third);
   elsewhere.plan.gram(groups_of(o), elsewhere.rows.data(), {});
   std::vector<WeightsRow> weights;
@@ -128,9 +128,11 @@ void check_device_values(const Case& c) {
   const auto wanted = expected(sample, o, kNoClipping);
   Placed placed(sample);
   Groups groups = groups_of(o);
-  groups[0].options.lr = 123, groups[0].sources.lr = {&lr, DType::float32};
-  groups[0].options.beta1 = 0, groups[0].sources.beta1 = {&o.beta1, DType::float64};
-  groups[0].options.sp_decay = 1, groups[0].sources.sp_decay = {&o.sp_decay, DType::float64};
+  groups[0].options.lr = 123, groups[0].sources.lr = {&lr, sizeof lr};
+  groups[0].options.beta1 = 0, groups[0].sources.beta1 = {&o.beta1, sizeof(double)};
+  groups[0].options.beta2 = 0, groups[0].sources.beta2 = {&o.beta2, sizeof(double)};
+  groups[0].options.sp_decay = 1, groups[0].sources.sp_decay = {&o.sp_decay, sizeof(double)};
+  groups[0].options.weight_decay = 1, groups[0].sources.weight_decay = {&o.weight_decay, sizeof(double)};
   groups[0].options.gradient_factor *= 8;
   placed.step(groups, kNoClipping, nullptr, {nullptr, &overflow, &scale, nullptr});
   placed.step(groups, 1.0, nullptr, {nullptr, &overflow, &scale, nullptr});
@@ -138,18 +140,169 @@ void check_device_values(const Case& c) {
          "nothing changes in an overflow, " + describe(c));
   placed.step(groups, kNoClipping, nullptr, {nullptr, &none, &scale, nullptr});
   compare(sample, wanted, placed.rows.data(), row_tolerance(c), "values of the device");
+  Placed(untouched).step(groups_of(o));
+  expect(sample.bytes() == untouched.bytes(), "bits with values of the device, " + describe(c));
+  placed.step(groups, kNoClipping, nullptr, {nullptr, &overflow, &scale, nullptr});
+  placed.step(groups, 1.0, nullptr, {nullptr, &overflow, &scale, nullptr});
+  expect(sample.bytes() == untouched.bytes(), "nothing changes in a later overflow, " + describe(c));
+}
+
+// Several forms and groups in one list.
+struct Mixed {
+  explicit Mixed(bool together) {
+    std::vector<Parameter> parameters;
+    for (const Case& c : {Case{DType::float32, DType::float32, Rule::grod, true, false, false, false},
+                          Case{DType::bfloat16, DType::bfloat16, Rule::dtnh, false, false, true, false},
+                          Case{DType::float64, DType::float64, Rule::grod, true, true, false, false}}) {
+      samples.emplace_back(c, lengths(), 17 + groups.size());
+      for (Parameter p : samples.back().parameters()) {
+        p.group = static_cast<int32_t>(groups.size());
+        parameters.push_back(p);
+      }
+      groups.push_back({options(c), {}});
+      groups.back().options.together = together && groups.size() < 3;
+    }
+    placed = std::make_unique<Placed>(parameters);
+  }
+
+  std::deque<Sample> samples;
+  Groups groups;
+  std::unique_ptr<Placed> placed;
+};
+
+void check_mixed(bool together) {
+  Mixed mixed(together);
+  std::vector<std::vector<Expected>> wanted;
+  for (size_t k = 0; k < 3; k++) wanted.push_back(expected(mixed.samples[k], mixed.groups[k].options, kNoClipping));
+  mixed.placed->step(mixed.groups);
+  const GramRow* rows = mixed.placed->rows.data();
+  for (size_t k = 0; k < 3; rows += wanted[k].size(), k++)
+    compare(mixed.samples[k], wanted[k], rows, row_tolerance(mixed.samples[k].of), "among others");
+}
+
+// Step after step, in one launch and in several.
+void check_repeated() {
+  Mixed one(false), several(false);
+  for (int step = 0; step < 4; step++) {
+    one.placed->step(one.groups);
+    cuda::shim::cooperative = false;
+    several.placed->step(several.groups);
+    cuda::shim::cooperative = true;
+  }
+  for (size_t k = 0; k < 3; k++) expect(one.samples[k].bytes() == several.samples[k].bytes(), "bits after four steps");
+}
+
+// A tensor whose norm is not finite is not clipped, and does not clip the others.
+void check_clipped_beside_infinity() {
+  const Case c = {DType::float32, DType::float32, Rule::dtnh, false, false, false, false};
+  const AdamWGroup o = options(c);
+  Sample clipped(c, {700, 64, 5}, 3), alone(c, {700, 64, 5}, 3), finite(c, {700, 64}, 3);
+  for (Sample* sample : {&clipped, &alone}) sample->tensors[2].gradient.set(1, std::numeric_limits<double>::infinity());
+  const auto wanted = expected(finite, o, 0.5);
+  Placed placed(clipped);
+  placed.step(groups_of(o), 0.5);
+  Placed(alone).step(groups_of(o));
+  compare(clipped, wanted, placed.rows.data(), row_tolerance(c), "beside infinity");
+  expect(clipped.tensors[2].mean.bytes() == alone.tensors[2].mean.bytes(), "infinity is not clipped");
+}
+
+// The buffer takes the first direction whole, and later ones dampened.
+void check_sgd(bool nesterov) {
+  const Case c = {DType::float32, DType::float32, Rule::sum, true, false, false, false};
+  SGDGroup o = {};
+  o.lr = 0.125, o.gradient_factor = 1, o.momentum = 0.5, o.dampening = 0.25, o.nesterov = nesterov;
+  Sample sample(c, lengths(), 3), before(c, lengths(), 3);
+  std::vector<Parameter> parameters = sample.parameters();
+  for (Parameter& p : parameters) p.fresh = 1;
+  Placed placed(parameters);
+  for (int step = 0; step < 2; step++)
+    placed.plan.step<SGDGroup>({{o, {}}}, nullptr, kNoClipping, placed.rows.data(), {});
+  bool holds = true;
+  for (size_t k = 0; k < parameters.size(); k++)
+    for (int64_t i = 0; i < parameters[k].length; i++) {
+      const double moved = (nesterov ? 1.5 + 1.625 : 1 + 1.25) * o.lr * before.tensors[k].gradient.get(i);
+      holds &= std::abs(before.tensors[k].weight.get(i) - moved - sample.tensors[k].weight.get(i)) < 1e-6;
+    }
+  expect(holds, nesterov ? "two steps of SGD with Nesterov's momentum" : "two steps of SGD");
+}
+
+// amsgrad: after a step without a gradient the largest square is still the first.
+void check_amsgrad(bool amsgrad) {
+  const Case c = {DType::float32, DType::float32, Rule::dtnh, false, false, false, false};
+  AdamWGroup o = options(c);
+  o.sp_decay = o.weight_decay = 0, o.amsgrad = amsgrad;
+  Sample sample(c, {1000}, 3), before(c, {1000}, 3);
+  std::vector<Parameter> parameters = sample.parameters();
+  std::vector<float> largest(1000), zeros(1000);
+  parameters[0].state[2] = reinterpret_cast<char*>(largest.data());
+  Placed placed(parameters);
+  placed.step(groups_of(o));
+  placed.plan.renew({static_cast<int64_t>(reinterpret_cast<uintptr_t>(zeros.data()))}, {});
+  placed.step(groups_of(o));
+  bool holds = true;
+  for (int64_t i = 0; i < 1000; i++) {
+    const double g = o.gradient_factor * before.tensors[0].gradient.get(i), mean = 0.1 * g, square = 0.01 * g * g;
+    const double root = std::sqrt((amsgrad ? square : 0.99 * square) / (1 - 0.99 * 0.99));
+    const double moved = o.lr * (g / (std::abs(g) + o.eps) + 0.9 * mean / (1 - 0.9 * 0.9) / (root + o.eps));
+    holds &= std::abs(before.tensors[0].weight.get(i) - moved - sample.tensors[0].weight.get(i)) < 1e-6;
+  }
+  expect(holds, "two steps of AdamW, the second without a gradient");
+}
+
+// Addresses that are new reach the device, a captured call's in memory of its own.
+void check_renewed() {
+  const Case c = {DType::float32, DType::float32, Rule::dtnh, true, false, false, false};
+  const Groups groups = groups_of(options(c));
+  Sample renewed(c, lengths(), 3), captured(c, lengths(), 3), anew(c, lengths(), 3), other(c, lengths(), 4);
+  std::vector<int64_t> gradients;
+  for (Tensors& t : other.tensors) gradients.push_back(reinterpret_cast<uintptr_t>(t.gradient.address()));
+  Placed first(renewed), second(captured), third(anew);
+  for (Placed* placed : {&first, &second, &third}) placed->step(groups);
+  std::vector<uint64_t> addresses(second.plan.address_count());
+  first.plan.renew(gradients, {}), second.plan.renew(gradients, {});
+  first.step(groups);
+  second.step(groups, kNoClipping, nullptr, {nullptr, nullptr, nullptr, addresses.data()});
+  std::vector<Parameter> parameters = anew.parameters();
+  for (size_t k = 0; k < parameters.size(); k++) parameters[k].gradient = other.tensors[k].gradient.address();
+  Placed(parameters).step(groups);
+  expect(renewed.bytes() == anew.bytes(), "new addresses");
+  expect(captured.bytes() == anew.bytes(), "new addresses of a captured call");
+}
+
+// Pieces cover a parameter, begin where vectors do, and are few enough for a warp.
+void check_schedule() {
+  for (int64_t length :
+       {int64_t{cuda::kSmall} + 1, 5 * int64_t{cuda::kPiece} - 1, 2 * int64_t{cuda::kPiece} * cuda::kMostPieces + 77,
+        (int64_t{1} << 31) + 3, int64_t{8} << 30}) {
+    Parameter p = {};
+    p.length = length, p.dtype = p.start_dtype = DType::float32;
+    int64_t end = 0;
+    bool holds = true;
+    const cuda::Schedule schedule({p});
+    for (const cuda::Piece& piece : schedule.pieces) {
+      holds &= piece.offset == end && piece.offset % cuda::kPiece == 0 && piece.length > 0;
+      end += piece.length;
+    }
+    expect(holds && end == length && schedule.piece_count[0] <= cuda::kMostPieces,
+           "pieces of length " + std::to_string(length));
+  }
 }
 
 // More addresses than one launch carries.
 void check_thousands() {
   const Case c = {DType::float32, DType::float32, Rule::dtnh, true, false, false, false};
   check_case(c, std::vector<int64_t>(10000, 5), "thousands");
+  for (unsigned seed : {1, 2, 3, 4, 5, 6, 7, 8}) {
+    cuda::shim::seed(seed);
+    check_together(c, true, 0.5, std::vector<int64_t>(1000, 5));  // each warp has some
+  }
 }
 
 // As many pieces as a parameter may have, each longer than kPiece.
 void check_long(DType dtype) {
-  const Case c = {dtype, dtype, Rule::dtnh, true, false, false, false};
-  check_case(c, {2 * int64_t{cuda::kPiece} * cuda::kMostPieces + 77, 3}, "long");
+  const std::vector<int64_t> of = {2 * int64_t{cuda::kPiece} * cuda::kMostPieces + 77, 3};
+  check_case({dtype, dtype, Rule::dtnh, true, false, false, false}, of, "long");
+  check_bits({dtype, dtype, Rule::sum, true, false, false, false}, of);
 }
 
 // A captured step reads its own addresses, and the options of whenever it is replayed.
@@ -184,12 +337,19 @@ int main() {
     check_together(c, true, kNoClipping), check_together(c, true, 0.5);
     if (c.rule == Rule::grod || c.rule == Rule::pcgrad) return;
     check_together(c, false, 0.5);
-    check_bits(c);
+    check_bits(c, lengths());
     check_skewed_bits(c);
     check_device_values(c);
   });
   check_thousands();
   check_capture();
+  check_schedule();
+  check_renewed();
+  check_repeated();
+  check_mixed(false), check_mixed(true);
+  check_clipped_beside_infinity();
+  check_sgd(false), check_sgd(true);
+  check_amsgrad(false), check_amsgrad(true);
   for (DType dtype : kDTypes) check_long(dtype);
   return verdict();
 }

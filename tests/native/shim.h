@@ -1,6 +1,7 @@
 // CUDA's vocabulary, and that of csrc/cuda/device.h, on one CPU thread. A GPU thread is a fiber; the order in which
 // fibers go on is shuffled by a seed. A kernel that cannot go on, or that uses a barrier or a shuffle which not all
-// threads reach, ends the program with a message. What a kernel puts stays hidden from other blocks until it releases.
+// threads reach, ends the program with a message, and so does one that gets what it has not acquired. What a kernel
+// puts stays hidden from other blocks until it releases.
 #pragma once
 #include <sys/mman.h>
 
@@ -18,6 +19,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -205,12 +207,13 @@ class StoreBuffer {
       if (first <= s.first && s.last <= last) s.first = first, s.last = last;
   }
 
-  // To memory: what the thread sees.
-  void release(int thread) {
+  // To memory: what the thread sees. visit(address, size) for each.
+  template <class Visit>
+  void release(int thread, Visit visit) {
     size_t kept = 0;
     for (const Store& s : stores_) {
       if (sees(s, thread))
-        memcpy(s.to, &bytes_[s.at], s.size);
+        memcpy(s.to, &bytes_[s.at], s.size), visit(s.to, s.size);
       else
         stores_[kept++] = s;
     }
@@ -220,7 +223,7 @@ class StoreBuffer {
 
   void release_all() {
     hand_over(0, kThreads);
-    release(0);
+    release(0, [](const char*, size_t) {});
   }
 
  private:
@@ -260,6 +263,7 @@ struct Fiber {
   int thread = 0;
   Place place = Place::returned;
   unsigned shuffles = 0;
+  uint64_t acquired = 0;  // it sees what other blocks released up to then
 };
 
 struct Warp {
@@ -286,7 +290,7 @@ struct Block {
   void start(unsigned number) {
     index = number, waiting = 0, returned = 0;
     warps.fill(Warp());
-    for (Fiber& f : fibers) f.place = Place::running, f.shuffles = 0;
+    for (Fiber& f : fibers) f.place = Place::running, f.shuffles = 0, f.acquired = 0;
   }
 
   unsigned index = 0;
@@ -307,7 +311,16 @@ struct Grid {
   Context launcher;
 };
 
+// A word that a block released in this launch, and when.
+struct Release {
+  const Block* block;
+  uint64_t at;
+};
+
 inline Grid grid;
+inline std::unordered_map<uintptr_t, Release> releases;
+inline uint64_t now = 0;                           // counts what releases and what acquires
+inline const Warp* slow = nullptr;                 // goes on only when no other warp can
 inline std::vector<std::unique_ptr<Block>> slots;  // kept from launch to launch with their fibers
 inline Fiber* current = nullptr;
 inline std::atomic<bool> busy{false};
@@ -337,7 +350,11 @@ inline void die(const std::string& what) {
 inline Warp& warp() { return current->block->warps[current->thread / kLanes]; }
 
 inline Fiber* take_runnable() {
-  const size_t i = order.below(grid.runnable.size());
+  const size_t count = grid.runnable.size();
+  size_t i = order.below(count);
+  const auto warp_of = [](const Fiber* f) { return &f->block->warps[f->thread / kLanes]; };
+  if (order.below(512) == 0) slow = order.below(2) ? warp_of(grid.runnable[i]) : nullptr;
+  for (size_t k = 0; k < count && warp_of(grid.runnable[i]) == slow; k++) i = (i + 1) % count;
   std::swap(grid.runnable[i], grid.runnable.back());
   Fiber* next = grid.runnable.back();
   grid.runnable.pop_back();
@@ -415,7 +432,12 @@ inline void meet(int& waiting, int first, int last, Place place) {
     waiting = 0;
     if (place == Place::syncthreads)
       for (Warp& w : block.warps) w.at_syncthreads = 0;
-    block.stores.hand_over(first, last);
+    if (place != Place::shuffle) {  // which is no barrier for memory
+      block.stores.hand_over(first, last);
+      uint64_t acquired = 0;
+      for (int t = first; t < last; t++) acquired = std::max(acquired, block.fibers[t].acquired);
+      for (int t = first; t < last; t++) block.fibers[t].acquired = acquired;
+    }
     for (int t = first; t < last; t++) {
       block.fibers[t].place = Place::running;
       grid.runnable.push_back(&block.fibers[t]);
@@ -473,6 +495,7 @@ template <class Call>
 void launch(const Call& call, int blocks, int resident) {
   if (blocks <= 0) throw std::runtime_error("CUDA: launching a kernel: invalid configuration argument");
   if (busy.exchange(true)) die("a launch during another one");
+  releases.clear(), slow = nullptr;
   grid.body = std::cref(call);
   run_grid(blocks, std::min(resident, blocks));
   grid.body = nullptr;
@@ -495,8 +518,31 @@ inline char* shared_memory(const void* type, size_t size, size_t alignment) {
 
 template <class T>
 void check_address(const T* address) {
-  static_assert(std::is_trivially_copyable<T>::value, "put and get move plain bytes");
-  if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) die("put or get at a misaligned address");
+  static_assert(std::is_trivially_copyable<T>::value, "plain bytes are moved");
+  if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) die("put, get, load or store at a misaligned address");
+}
+
+// visit(word) for the 8-byte words of some memory.
+template <class Visit>
+void for_each_word(const void* address, size_t size, Visit visit) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(address);
+  for (uintptr_t word = begin / 8; word <= (begin + size - 1) / 8; word++) visit(word);
+}
+
+inline void release() {
+  now++;
+  current->block->stores.release(current->thread, [](const char* to, size_t size) {
+    for_each_word(to, size, [](uintptr_t word) { releases[word] = {current->block, now}; });
+  });
+}
+inline void acquire() { current->acquired = ++now; }
+
+inline void check_acquired(const void* address, size_t size) {
+  for_each_word(address, size, [](uintptr_t word) {
+    const auto found = releases.find(word);
+    if (found != releases.end() && found->second.block != current->block && found->second.at > current->acquired)
+      die("get of what another block released, by a thread that has not acquired it");
+  });
 }
 
 }  // namespace shim
@@ -520,6 +566,7 @@ void put(T* to, const T& value) {
 template <class T>
 T get(const T* from) {
   shim::check_address(from);
+  shim::check_acquired(from, sizeof(T));
   T value = *from;
   shim::current->block->stores.overlay(from, &value, sizeof value, shim::current->thread);
   return value;
@@ -528,8 +575,9 @@ T get(const T* from) {
 inline uint32_t arrive(uint32_t* counter) {
   shim::maybe_yield();
   shim::grid.yields = 0;
-  shim::current->block->stores.release(shim::current->thread);
+  shim::release();
   const uint32_t before = (*counter)++;
+  shim::acquire();
   shim::maybe_yield();
   return before;
 }
@@ -537,13 +585,14 @@ inline uint32_t arrive(uint32_t* counter) {
 inline void publish(uint32_t* flag, uint32_t value) {
   shim::maybe_yield();
   shim::grid.yields = 0;
-  shim::current->block->stores.release(shim::current->thread);
+  shim::release();
   *flag = value;
   shim::maybe_yield();
 }
 
 inline uint32_t observe(const uint32_t* flag) {
   shim::maybe_yield();
+  shim::acquire();
   return *flag;
 }
 
@@ -551,14 +600,17 @@ inline void relax() { shim::yield(); }
 
 template <class T>
 T load(const T* from) {
+  shim::check_address(from);
   return *from;
 }
 template <class T>
 T load_last(const T* from) {
+  shim::check_address(from);
   return *from;
 }
 template <class T>
 void store_last(T* to, T value) {
+  shim::check_address(to);
   *to = value;
 }
 inline void compute_anew(uint32_t&) {}

@@ -209,7 +209,9 @@ __global__ void mail_by_warp(Mailbox* box, int* stale) {
     if (lane == 31) publish(&box->flag, 1);
   }
   if (blockIdx.x == 1 && t < 32) {
-    while (__shfl_sync(kAll, observe(&box->flag), 0) != 1) relax();
+    if (lane == 0)
+      while (observe(&box->flag) != 1) relax();
+    __syncwarp();
     if (get(&box->rows[t]).tag != 7) ++*stale;
   }
 }
@@ -364,6 +366,19 @@ __global__ void launch_within(uint32_t* counter) { launch(wait_for_all_blocks, 1
 __global__ void put_misaligned(uint32_t* word) {
   put(reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(word) + 1), 1u);
 }
+__global__ void load_misaligned(uint32_t* word) {
+  load(reinterpret_cast<const uint32_t*>(reinterpret_cast<char*>(word) + 1));
+}
+// A shuffle is no barrier: lane 0 has acquired what the other block released, and the other lanes have not.
+__global__ void read_after_a_shuffle(uint32_t* words) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) put(&words[4], 7u), publish(&words[0], 1);
+  if (blockIdx.x == 1 && threadIdx.x < 32) {
+    if (threadIdx.x == 0)
+      while (observe(&words[0]) != 1) relax();
+    __shfl_sync(kAll, 0, 0);
+    get(&words[4]);
+  }
+}
 __global__ void do_nothing(uint32_t*) {}
 
 void test_reports() {
@@ -377,6 +392,8 @@ void test_reports() {
   expect_report(wait_for_all_blocks, 4, false, "not started");
   expect_report(launch_within, 1, false, "a launch during another one");
   expect_report(put_misaligned, 1, false, "misaligned");
+  expect_report(load_misaligned, 1, false, "misaligned");
+  expect_report(read_after_a_shuffle, 2, true, "has not acquired");
   const Report r = report(wait_for_all_blocks, 3, true, 1);
   expect(!r.aborted && r.text.empty(), "blocks launched together can wait for one another");
 }
