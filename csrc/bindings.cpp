@@ -56,6 +56,7 @@ void read(const py::handle& options, Group& group) {
   if (!group.together && granularity != "tensor")
     throw std::invalid_argument("granularity must be one of tensor, global; got '" + granularity + "'");
   group.rule = options.attr("rule").cast<Rule>();
+  group.together = group.together && group.rule != Rule::sum;  // whose weights no sum changes
 }
 
 void read(const py::handle& options, SGDGroup& group) {

@@ -99,13 +99,12 @@ class TensorList {
       throw std::invalid_argument("expected " + std::to_string(parameters_.size()) + " addresses of gradients; got " +
                                   std::to_string(gradients.size()) + ", and " + std::to_string(penalties.size()) +
                                   " of penalties");
-    std::vector<Parameter> renewed = parameters_;
-    for (size_t i = 0; i < renewed.size(); i++) {
-      renewed[i].gradient = reinterpret_cast<const char*>(gradients[i]);
-      if (!penalties.empty()) renewed[i].penalty = reinterpret_cast<const char*>(penalties[i]);
-      check(renewed[i], i);
+    for (size_t i = 0; i < parameters_.size(); i++) {
+      Parameter renewed = parameters_[i];
+      take_addresses(renewed, i, gradients, penalties);
+      check(renewed, i);
     }
-    parameters_.swap(renewed);
+    for (size_t i = 0; i < parameters_.size(); i++) take_addresses(parameters_[i], i, gradients, penalties);
   }
 
   void check_groups(size_t groups) const {
@@ -133,6 +132,12 @@ class TensorList {
   const std::vector<Parameter>& parameters() const { return parameters_; }
 
  private:
+  static void take_addresses(Parameter& p, size_t index, const std::vector<int64_t>& gradients,
+                             const std::vector<int64_t>& penalties) {
+    p.gradient = reinterpret_cast<const char*>(gradients[index]);
+    if (!penalties.empty()) p.penalty = reinterpret_cast<const char*>(penalties[index]);
+  }
+
   static void refuse(size_t index, const std::string& what) {
     throw std::invalid_argument("parameter " + std::to_string(index) + ": " + what);
   }

@@ -54,7 +54,8 @@ class Plan {
   const size_t groups_;
   std::unique_ptr<const Schedule> schedule_;
   char *tables_ = nullptr, *scratch_ = nullptr;
-  std::vector<uint64_t> addresses_on_device_, options_on_device_;
+  bool addresses_are_on_device_ = false;
+  std::vector<uint64_t> options_on_device_;
 };
 
 }  // namespace pytl::cuda

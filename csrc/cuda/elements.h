@@ -1,0 +1,97 @@
+// A thread's elements of a parameter: as many as 16 bytes of the narrowest operand hold, or one.
+#pragma once
+#include <type_traits>
+
+#include "../formulas/terms.h"
+#include "vector.h"
+
+namespace pytl::cuda {
+
+// What a launch's parameters have in common: the types of the weights and of w0, and how many elements a thread takes
+// at a time. Two blocks share a processor, if 64 registers do for a thread.
+template <class Stored_, class Start_, int width_>
+struct Form {
+  using Stored = Stored_;
+  using Start = Start_;
+  using Real = float;
+  static constexpr int width = width_;
+  static constexpr bool full = false;
+  static constexpr bool compensates = sizeof(Stored) == 2;
+  static constexpr int states = 2;
+  static constexpr int blocks_a_processor = 2;
+};
+
+// The same with whatever there may be: w0 of any dtype, penalties, a third state.
+template <class Stored_, int width_>
+struct FullForm {
+  using Stored = Stored_;
+  using Real = std::conditional_t<sizeof(Stored) == 8, double, float>;
+  using Start = Real;  // once it is loaded
+  static constexpr int width = width_;
+  static constexpr bool full = true;
+  static constexpr bool compensates = sizeof(Stored) == 2;
+  static constexpr int states = 3;
+  static constexpr int blocks_a_processor = 1;
+};
+
+// `count` elements' operands but for the states, as they are stored.
+template <class Form, int count>
+struct Elements {
+  using Stored = typename Form::Stored;
+  using Real = typename Form::Real;
+  struct Nothing {};
+  template <bool exists>
+  using If = std::conditional_t<exists, Vector<Stored, count>, Nothing>;
+
+  Vector<Stored, count> weight, gradient;
+  Vector<typename Form::Start, count> start;
+  If<Form::compensates> low;
+  If<Form::full> penalty;
+
+  template <bool last, class Work>
+  __device__ static Elements load(const Work& work, int32_t i, bool with_weight) {
+    Elements e = {};
+    e.gradient = load_vector<Stored, count, last>(work.gradient, i);
+    if (with_weight) e.weight = load_vector<Stored, count, last>(work.weight, i);
+    if constexpr (Form::compensates)
+      if (with_weight && work.compensation) e.low = load_vector<Stored, count, last>(work.compensation, i);
+    if constexpr (Form::full)
+      if (work.penalty) e.penalty = load_vector<Stored, count, last>(work.penalty, i);
+    if (with_weight && work.start) {
+      if constexpr (Form::full)
+        e.start = load_widened<Real, count, last>(work.start_dtype, work.start, i);
+      else
+        e.start = load_vector<typename Form::Start, count, last>(work.start, i);
+    }
+    return e;
+  }
+
+  __device__ Real w(int j) const {
+    Real w = widen<Real>(weight.of[j]);
+    if constexpr (Form::compensates) w += widen<Real>(low.of[j]);
+    return w;
+  }
+  __device__ Real g(int j) const { return widen<Real>(gradient.of[j]); }
+  __device__ Real w0(int j) const { return widen<Real>(start.of[j]); }
+  __device__ Real h(int j) const {
+    if constexpr (Form::full) return widen<Real>(penalty.of[j]);
+    return 0;
+  }
+
+  __device__ void set_w(int j, Real w) {
+    weight.of[j] = Narrow<Stored>::from(w);
+    if constexpr (Form::compensates) low.of[j] = Narrow<Stored>::from(w - widen<Real>(weight.of[j]));
+  }
+
+  // Conversions are cheaper than the registers that would keep their results.
+  __device__ void compute_anew() { widen_anew(weight), widen_anew(gradient), widen_anew(start); }
+
+  template <class Work>
+  __device__ void store(const Work& work, int32_t i) const {
+    store_vector(work.weight, i, weight);
+    if constexpr (Form::compensates)
+      if (work.compensation) store_vector(work.compensation, i, low);
+  }
+};
+
+}  // namespace pytl::cuda
