@@ -23,7 +23,7 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / "native"
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
         configure += [f"-DPYTL_MODULE_DIR={target.parent}"]
-        configure += [f"-D{name}={os.environ[name]}" for name in CHOICES if name in os.environ]
+        configure += [f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}" for name in CHOICES]
         try:
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
