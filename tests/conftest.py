@@ -16,7 +16,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_default_device(config.getoption("--device"))
+    if (device := config.getoption("--device")) != "cpu":  # a default device costs each call of torch a look at it
+        torch.set_default_device(device)
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ class Opposed(pytl.Direction):
 
 WAYS: dict[str, dict[str, Any]] = {
     "one launch": {},
+    "w0 in float32": {"start_dtype": torch.float32},
     "sum": {"direction": "sum"},
     "global": {"granularity": "global"},
     "clipping": {"max_grad_norm": 0.5},
@@ -44,10 +45,8 @@ def way(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _on_the_gpu() -> Iterator[None]:
-    before = torch.get_default_device()
-    torch.set_default_device("cuda")
-    yield
-    torch.set_default_device(before)
+    with torch.device("cuda"):
+        yield
 
 
 def take_steps(optimizer: Any, count: int, first: int = 1) -> None:

@@ -73,7 +73,7 @@ class Plan:
         """Hands this step's gradients to the lists; False where they no longer fit the plan."""
         for tensors, index in zip(self.lists, self.indices, strict=True):
             h = [penalties.get(self.params[i]) for i in index] if penalties else None
-            if not tensors.take([grads[i] for i in index], h):
+            if not tensors.take(grads if self._in_order else [grads[i] for i in index], h):
                 return False
         return True
 
