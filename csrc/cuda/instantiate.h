@@ -48,29 +48,25 @@ int blocks_for(Kernel kernel, Range pieces, int device) {
   return std::min(pieces.end - pieces.begin, cached_blocks_at_once(kernel, device));
 }
 
+template <class Kernel, class Options>
+void launch_on(Kernel kernel, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
+  launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+}
+
 template <class Options>
 void Launches<Options>::look(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
-  with_form(id, [&](auto form) {
-    const auto kernel = &cuda::look<decltype(form), Options>;
-    launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
-  });
+  with_form(id, [&](auto form) { launch_on(&cuda::look<decltype(form), Options>, t, pieces, stream); });
 }
 
 template <class Options>
 void Launches<Options>::step(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
-  with_form(id, [&](auto form) {
-    const auto kernel = &cuda::step<decltype(form), Options, false>;
-    launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
-  });
+  with_form(id, [&](auto form) { launch_on(&cuda::step<decltype(form), Options, false>, t, pieces, stream); });
 }
 
 template <class Options>
 void Launches<Options>::step_looking(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
   with_form(id, [&](auto form) {
-    if constexpr (!decltype(form)::full) {
-      const auto kernel = &cuda::step<decltype(form), Options, true>;
-      launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
-    }
+    if constexpr (!decltype(form)::full) launch_on(&cuda::step<decltype(form), Options, true>, t, pieces, stream);
   });
 }
 
