@@ -52,7 +52,7 @@ def test_wide_instructions_do_not_leak_into_shared_symbols() -> None:
 
 @pytest.mark.parametrize(("isa", "register"), [("avx512", "zmm"), ("avx2", "ymm")])
 def test_loops_over_elements_are_vectorised(isa: str, register: str) -> None:
-    """AdamW's square root in whole registers, in each of its six loops. A scalar loop is four times slower, and right."""
+    """AdamW takes square roots in whole registers, in each of its six loops. A scalar loop would be right, and slow."""
     compiled = NATIVE / f"CMakeFiles/loops_{isa}.dir/csrc/cpu/loops.cpp.o"
     if not compiled.exists() or shutil.which("objdump") is None:
         pytest.skip("needs the build's object files and objdump")
