@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import pytl
+from pytl.ops.tensor_list import Operands
+from pytl.optim.plan import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -388,6 +390,15 @@ def test_tensors_on_two_devices_in_one_functional_call_are_refused() -> None:
     params = [torch.zeros(3), torch.zeros(3, device="meta")]
     with pytest.raises(RuntimeError, match=r"weights\[1\] must be on cpu, as the others are; got meta"):
         pytl.ops.gram(params, [torch.zeros_like(p) for p in params])
+
+
+def test_parameters_on_two_devices_go_to_two_lists() -> None:
+    operands = [
+        Operands(torch.zeros(3, device=device), torch.zeros(3, device=device)) for device in ("cpu", "meta", "cpu")
+    ]
+    lists, indices = split(operands, [None, None, None])
+    assert [tensors.device.type for tensors in lists] == ["cpu", "meta"]
+    assert indices == [[0, 2], [1]]
 
 
 def test_running_out_of_memory_while_planning_leaves_nothing_half_built(

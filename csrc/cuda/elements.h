@@ -2,34 +2,35 @@
 #pragma once
 #include <type_traits>
 
-#include "../formulas/terms.h"
 #include "vector.h"
 
 namespace pytl::cuda {
 
-// What a launch's parameters have in common: the types of the weights and of w0, and how many elements a thread takes
-// at a time. Two blocks share a processor, if 64 registers do for a thread.
-template <class Stored_, class Start_, int width_>
-struct Form {
+// What a launch's parameters have in common: the type of the weights, and how many elements a thread takes at a time.
+template <class Stored_, int width_>
+struct AnyForm {
   using Stored = Stored_;
-  using Start = Start_;
-  using Real = float;
   static constexpr int width = width_;
-  static constexpr bool full = false;
   static constexpr bool compensates = sizeof(Stored) == 2;
+};
+
+// The usual: w0 of one dtype, no penalty, up to two states. Two blocks share a processor, as 64 registers do for a
+// thread.
+template <class Stored, class Start_, int width>
+struct Form : AnyForm<Stored, width> {
+  using Real = float;
+  using Start = Start_;
+  static constexpr bool full = false;
   static constexpr int states = 2;
   static constexpr int blocks_a_processor = 2;
 };
 
-// The same with whatever there may be: w0 of any dtype, penalties, a third state.
-template <class Stored_, int width_>
-struct FullForm {
-  using Stored = Stored_;
+// Whatever there may be: w0 of any dtype, penalties, a third state.
+template <class Stored, int width>
+struct FullForm : AnyForm<Stored, width> {
   using Real = std::conditional_t<sizeof(Stored) == 8, double, float>;
   using Start = Real;  // once it is loaded
-  static constexpr int width = width_;
   static constexpr bool full = true;
-  static constexpr bool compensates = sizeof(Stored) == 2;
   static constexpr int states = 3;
   static constexpr int blocks_a_processor = 1;
 };

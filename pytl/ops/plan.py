@@ -158,6 +158,6 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def plan_of(addresses: Sequence[Any], device: torch.device) -> CpuPlan | CudaPlan:
+def plan_of(addresses: Sequence[Any], device: torch.device) -> Plan:
     """The plan for parameters of one device."""
     return CudaPlan(addresses, device) if device.type == "cuda" else CpuPlan(addresses)

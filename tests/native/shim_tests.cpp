@@ -188,12 +188,18 @@ __global__ void mail(Mailbox* box, int* stale) {
   if (row.tag != 7 || row.values[4] != t) ++*stale;
 }
 
+// How many rows were read too early.
+int stale_after(void (*kernel)(Mailbox*, int*), int blocks, int seed, Mailbox* box) {
+  int stale = 0;
+  shim::seed(seed);
+  launch_together(kernel, blocks, nullptr, box, &stale);
+  return stale;
+}
+
 template <Way way>
 int stale_rows(int seed) {
   Mailbox box;
-  int stale = 0;
-  shim::seed(seed);
-  launch_together(mail<way>, 3, nullptr, &box, &stale);
+  const int stale = stale_after(mail<way>, 3, seed, &box);
   for (int t = 0; t < kThreads; t++)
     expect(box.rows[t].tag == 7 && box.rows[t].values[4] == t, "the end of a launch releases everything");
   return stale;
@@ -219,10 +225,7 @@ __global__ void mail_by_warp(Mailbox* box, int* stale) {
 template <bool synchronised>
 int stale_in_warp(int seed) {
   Mailbox box;
-  int stale = 0;
-  shim::seed(seed);
-  launch_together(mail_by_warp<synchronised>, 2, nullptr, &box, &stale);
-  return stale;
+  return stale_after(mail_by_warp<synchronised>, 2, seed, &box);
 }
 
 void test_releases() {
