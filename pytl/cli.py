@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pytl.data.digits import TASKS
 from pytl.extras import require
+from pytl.progress import watching
 from pytl.study import comparison as study
 from pytl.study import report, table
 from pytl.study.comparison import Study
 from pytl.study.evidence import rows
 from pytl.training.methods import METHODS, OPTIMIZERS
-from pytl.training.progress import watching
 from pytl.training.settings import AMP_DTYPES
 
 _INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from pytl import files
 from pytl.training import checkpoint
 
 
@@ -42,7 +43,7 @@ def test_error_in_the_middle_of_writing_leaves_the_previous_file(path: Path) -> 
     before = path.read_bytes()
 
     def write_half() -> None:
-        with checkpoint.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(b"half")
             raise RuntimeError("half-way")
 
@@ -103,4 +104,4 @@ def test_restored_random_state_repeats_every_draw(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"out must be a folder that can be written.*file/runs"):
-        checkpoint.writable_folder(tmp_path / "file" / "runs")
+        files.writable_folder(tmp_path / "file" / "runs")

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 import pytl
-from pytl.optim.groups import depth_order, head_names
+from pytl.architecture import depth_order, head_names
 
 
 def of_role(groups: list[dict[str, Any]], role: str) -> set[str]:

@@ -18,7 +18,8 @@ PYTHON_LAYERS = [
     {"pytl.training", "pytl.data", "pytl.doctor"},
     {"pytl.optim"},
     {"pytl.ops"},
-    {"pytl.directions", "pytl.extras"},
+    {"pytl.directions", "pytl.architecture", "pytl.files", "pytl.progress"},
+    {"pytl.extras"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list"}, {"formulas"}, {"element"}]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pytl import files
 from pytl.data import Task, batches, digits, image_folder
 from pytl.study import networks
 from pytl.study.evidence import Outcome
@@ -167,12 +168,12 @@ def _check_device(name: str | None) -> None:
 
 def _claim(study: Study) -> None:
     """Marks `out` as this study's; more seeds, another device or another pace of saving are still this study."""
-    path = checkpoint.writable_folder(study.out) / "study.json"
+    path = files.writable_folder(study.out) / "study.json"
     plan = json.loads(json.dumps(asdict(study), default=str))
     for free in ("out", "resume", "seeds", "device", "workers", "checkpoint_every"):
         del plan[free]
     if not path.exists():
-        with checkpoint.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(json.dumps(plan, indent=2).encode())
     elif not study.resume:
         raise FileExistsError(f"{study.out} holds a study: go on with it by --resume, or choose another --out")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytl import files
 from pytl.data import Task, batches
 from pytl.data.image_folder import Preparation
 from pytl.extras import require
@@ -46,7 +47,7 @@ def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:
     """
     if task.source is None:
         raise ValueError(f"task must have a source; got {task.name!r} without one")
-    path = checkpoint.writable_folder(cache) / f"{task.source_name}-{seed}.pt"
+    path = files.writable_folder(cache) / f"{task.source_name}-{seed}.pt"
     torch.manual_seed(seed)
     network = DigitsNet(10)
     if path.exists():

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from pytl import files
 from pytl.extras import require
 from pytl.study import figures, table
 from pytl.study.comparison import Study
 from pytl.study.evidence import Outcome, Row, rows
-from pytl.training import checkpoint
 from pytl.training.methods import parse
 
 
@@ -36,10 +36,10 @@ def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
             for one in outcomes
         ],
     }
-    with checkpoint.replacing(study.out / "results.json") as file:
+    with files.replacing(study.out / "results.json") as file:
         file.write(json.dumps(_json(results), indent=2, default=str).encode())
     path = study.out / "report.html"
-    with checkpoint.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(_page(study, outcomes, found, drawn).encode())
     return path
 

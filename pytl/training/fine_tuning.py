@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from pytl.training import checkpoint, methods
+from pytl import files
+from pytl.progress import bar
+from pytl.training import methods
 from pytl.training.journal import Journal
-from pytl.training.progress import bar
 from pytl.training.records import Record
 from pytl.training.run import Parts, Run
 from pytl.training.settings import Settings
@@ -96,7 +97,7 @@ def finetune(
     settings = Settings(epochs, lr, schedule, amp, seed, checkpoint_every)
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to go on with; got None")
-    folder = None if out is None else checkpoint.writable_folder(out)
+    folder = None if out is None else files.writable_folder(out)
     place = _device_of(model) if device is None else torch.device(device)
     model.to(place)
     name, built = _chosen(method, optimizer, model, lr, head)

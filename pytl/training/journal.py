@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytl import files
 from pytl.training import checkpoint
 from pytl.training.interrupt import Interrupt, Interrupted
 from pytl.training.records import Record
@@ -33,7 +34,7 @@ class Journal:
             state = checkpoint.load(path)
             checkpoint.refuse_other_run(state.pop("fingerprint", {}), self._fingerprint, path)
             self._run.load(state)
-        with checkpoint.replacing(self._folder / "metrics.jsonl") as file:  # a kill may have left a line too many
+        with files.replacing(self._folder / "metrics.jsonl") as file:  # a kill may have left a line too many
             file.writelines(_line(record) for record in self._run.history)
         return path.exists()
 
