@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/features.h"
 #include "cpu/loops.h"
 #include "cpu/step.h"
 #include "cpu/threads.h"
@@ -194,6 +195,59 @@ void bind_cuda(py::module_ m) {
 }
 #endif
 
+FeaturePair pair_of(const py::handle& o) {
+  const auto integer = [&](const char* name) { return o.attr(name).cast<int64_t>(); };
+  return {pointer<char>(integer("x")),
+          pointer<char>(integer("source")),
+          pointer<char>(integer("weights")),
+          integer("outer"),
+          integer("channels"),
+          integer("inner"),
+          o.attr("dtype").cast<DType>()};
+}
+
+Activations activations_of(const py::handle& o) {
+  const auto integer = [&](const char* name) { return o.attr(name).cast<int64_t>(); };
+  return {pointer<char>(integer("a")),          integer("samples"),           integer("channels"), integer("positions"),
+          o.attr("channels_last").cast<bool>(), o.attr("dtype").cast<DType>()};
+}
+
+Logits logits_of(const py::handle& o) {
+  const auto integer = [&](const char* name) { return o.attr(name).cast<int64_t>(); };
+  return {pointer<char>(integer("s")), pointer<char>(integer("t")),          integer("rows"),
+          integer("columns"),          o.attr("temperature").cast<double>(), o.attr("dtype").cast<DType>()};
+}
+
+void bind_features(py::module_ m) {
+  m.def("feature_distance", [](const py::handle& pair, int64_t value) {
+    const FeaturePair of = pair_of(pair);
+    py::gil_scoped_release unlocked;
+    *pointer<double>(value) = cpu::feature_distance(of);
+  });
+  m.def("feature_distance_gradient", [](const py::handle& pair, int64_t task, int64_t factor, int64_t to) {
+    const FeaturePair of = pair_of(pair);
+    py::gil_scoped_release unlocked;
+    cpu::feature_distance_gradient(of, pointer<char>(task), *pointer<double>(factor), pointer<char>(to));
+  });
+  m.def("attention_map", [](const py::handle& activations, int64_t map, int64_t inverse_norms) {
+    const Activations of = activations_of(activations);
+    py::gil_scoped_release unlocked;
+    cpu::attention_map(of, pointer<char>(map), pointer<double>(inverse_norms));
+  });
+  m.def("attention_map_gradient",
+        [](const py::handle& activations, int64_t map, int64_t inverse_norms, int64_t gradient, int64_t to) {
+          const Activations of = activations_of(activations);
+          py::gil_scoped_release unlocked;
+          cpu::attention_map_gradient(of, pointer<char>(map), pointer<double>(inverse_norms), pointer<char>(gradient),
+                                      pointer<char>(to));
+        });
+  m.def("distillation", [](const py::handle& logits, int64_t value, int64_t to) {
+    const Logits of = logits_of(logits);
+    py::gil_scoped_release unlocked;
+    *pointer<double>(value) = cpu::distillation(of, pointer<char>(to));
+  });
+}
+
 void direction_weights_of(Rule rule, int64_t grams, int64_t count, int64_t weights) {
   for (int64_t i = 0; i < count; i++)
     pointer<DirectionWeights>(weights)[i] = direction_weights(rule, pointer<Gram>(grams)[i]);
@@ -227,6 +281,7 @@ PYBIND11_MODULE(_core, m) {
 #if defined(PYTL_CUDA)
   bind_cuda(m.def_submodule("cuda"));
 #endif
+  bind_features(m);
   m.def("direction_weights", &direction_weights_of);
   m.def("max_threads", &cpu::max_threads);
   m.def("instruction_set", &cpu::instruction_set);

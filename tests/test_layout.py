@@ -21,7 +21,7 @@ PYTHON_LAYERS = [
     {"pytl.directions", "pytl.architecture", "pytl.files", "pytl.progress"},
     {"pytl.extras"},
 ]
-NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list"}, {"formulas"}, {"element"}]
+NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]
 
 
 def part_of(module: str) -> str:

@@ -1,13 +1,16 @@
 // Chooses among the compilations of loops.cpp by what the processor can run.
 #include <algorithm>
 
-#include "loops.h"
+#include "feature_loops.h"
 
-#define PYTL_DECLARE_LOOPS(isa)            \
-  namespace pytl::cpu::isa {               \
-  extern const Loops<float> float_loops;   \
-  extern const Loops<double> double_loops; \
+#define PYTL_DECLARE_LOOPS(isa)                           \
+  namespace pytl::cpu::isa {                              \
+  extern const Loops<float> float_loops;                  \
+  extern const Loops<double> double_loops;                \
+  extern const FeatureLoops<float> float_feature_loops;   \
+  extern const FeatureLoops<double> double_feature_loops; \
   }
+#define PYTL_LOOPS(isa) isa::float_loops, isa::double_loops, isa::float_feature_loops, isa::double_feature_loops
 PYTL_DECLARE_LOOPS(baseline)
 #if defined(PYTL_X86)
 PYTL_DECLARE_LOOPS(avx2)
@@ -22,6 +25,8 @@ struct InstructionSet {
   bool available;
   const Loops<float>& float_loops;
   const Loops<double>& double_loops;
+  const FeatureLoops<float>& float_feature_loops;
+  const FeatureLoops<double>& double_feature_loops;
 };
 
 const std::vector<InstructionSet>& known() {
@@ -30,10 +35,10 @@ const std::vector<InstructionSet>& known() {
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
-       avx512::float_loops, avx512::double_loops},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::float_loops, avx2::double_loops},
+       PYTL_LOOPS(avx512)},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), PYTL_LOOPS(avx2)},
 #endif
-      {"baseline", true, baseline::float_loops, baseline::double_loops},
+      {"baseline", true, PYTL_LOOPS(baseline)},
   };
   return sets;
 }
@@ -54,6 +59,16 @@ const Loops<float>& loops<float>() {
 template <>
 const Loops<double>& loops<double>() {
   return in_use()->double_loops;
+}
+
+template <>
+const FeatureLoops<float>& feature_loops<float>() {
+  return in_use()->float_feature_loops;
+}
+
+template <>
+const FeatureLoops<double>& feature_loops<double>() {
+  return in_use()->double_feature_loops;
 }
 
 const char* instruction_set() { return in_use()->name; }

@@ -1,6 +1,6 @@
 // Compiled once per instruction set, with PYTL_ISA as the namespace. Nothing here may come from the standard library's
 // templates: an out-of-line copy with wide instructions could replace the one that other processors run.
-#include "loops.h"
+#include "lanes.h"
 
 namespace pytl::cpu::PYTL_ISA {
 namespace {
@@ -65,18 +65,6 @@ template <class Real>
 void narrow_sum(DType dtype, const Real* from, int64_t n, void* high, void* low) {
   if (dtype == DType::bfloat16) narrow_sum_tile(from, n, static_cast<bfloat16*>(high), static_cast<bfloat16*>(low));
   if (dtype == DType::float16) narrow_sum_tile(from, n, static_cast<float16*>(high), static_cast<float16*>(low));
-}
-
-// The product of two floats is exact in double, so fusing it with the sum changes no bit; that of two doubles is not.
-template <class Real>
-PYTL_INLINE void add_product(double& sum, double a, double b) {
-#if defined(__FMA__)
-  if (sizeof(Real) == sizeof(float)) {
-    sum = __builtin_fma(a, b, sum);
-    return;
-  }
-#endif
-  sum += a * b;
 }
 
 // penalty_apart: the penalty has rows of its own (decoupled), else it is part of r.
