@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
@@ -12,6 +12,34 @@ Head = str | nn.Module | Sequence["str | nn.Module"]
 
 _HEAD_NAMES = ("classifier", "head", "heads", "fc", "score", "qa_outputs")
 _BLOCK = re.compile(r"^((?:.*?[._])?\d+)(?=[._]|$)")  # "encoder.layer.3", "layer1.0", "encoder_layer_3", "0"
+
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # torch.compile, checkpointing, FSDP
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile's, DDP's and checkpointing's wrappers."""
+    while True:
+        inner = [child for name, child in model.named_children() if _is_wrapped(model, name)]
+        if not inner:
+            return model
+        model = inner[0]
+
+
+def named_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules by the names they have without wrappers; of a wrapped one the wrapper. The model itself is ``""``."""
+    yield prefix, model
+    for name, child in model.named_children():
+        if _is_wrapped(model, name):
+            layers = named_layers(child, prefix)
+            next(layers)
+            yield from layers
+        else:
+            yield from named_layers(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _is_wrapped(parent: nn.Module, name: str) -> bool:
+    return name in _WRAPPERS or (name == "module" and isinstance(parent, _PARALLEL))
 
 
 def depth_order(names: Sequence[str]) -> dict[str, int]:
@@ -33,7 +61,8 @@ def depth_order(names: Sequence[str]) -> dict[str, int]:
 
 
 def head_names(model: nn.Module, head: Head | None) -> set[str]:
-    """The names of the head's parameters: those asked for, or those that look new."""
+    """The names of the head's parameters, without wrappers: those asked for, or those that look new."""
+    model = unwrapped(model)
     if head is None:
         return _new_in_checkpoint(model) or _named_classifier(model)
     parts = [head] if isinstance(head, str | nn.Module) else head

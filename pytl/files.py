@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def writable_folder(path: str | Path) -> Path:
-    """Makes the folder where it is missing.
+def writable_folder(path: str | Path, name: str = "out") -> Path:
+    """Makes the folder where it is missing; `name` is the argument that an error is about.
 
     Raises:
         OSError: it cannot be made or written to.
@@ -20,7 +20,8 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise OSError(error.errno, f"out must be a folder that can be written: {error.strerror}", str(path)) from error
+        text = f"{name} must be a folder that can be written: {error.strerror}"
+        raise OSError(error.errno, text, str(path)) from error
 
 
 @contextmanager

@@ -16,9 +16,10 @@ PYTHON_LAYERS = [
     {"pytl.cli"},
     {"pytl.study", "pytl.benchmark"},
     {"pytl.training", "pytl.data", "pytl.doctor"},
-    {"pytl.optim"},
+    {"pytl.regularizers", "pytl.rifle"},
+    {"pytl.optim", "pytl.features"},
     {"pytl.ops"},
-    {"pytl.directions", "pytl.architecture", "pytl.files", "pytl.progress"},
+    {"pytl.directions", "pytl.architecture", "pytl.batch", "pytl.digest", "pytl.files", "pytl.progress"},
     {"pytl.extras"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]
