@@ -141,3 +141,12 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
 def test_groups_go_into_any_optimizer(optimizer: Any) -> None:
     made = optimizer(pytl.param_groups(Plain(), sp_decay=0.1, verbose=False), lr=0.1)
     assert made.param_groups[0]["param_names"]
+
+
+def test_names_do_not_count_wrappers() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    model.add_module("fc", nn.Linear(3, 2))
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        assert head_names(wrapped, None) == head_names(wrapped, "fc") == {"fc.weight", "fc.bias"}
+        named = [name for group in pytl.param_groups(wrapped, verbose=False) for name, _ in group["params"]]
+        assert sorted(named) == ["0.bias", "0.weight", "fc.bias", "fc.weight"]

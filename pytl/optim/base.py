@@ -22,6 +22,7 @@ from pytl.ops.tensor_list import (
 )
 from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, number_or_tensor, wants_core
 from pytl.optim.plan import Plan, Signature, split
+from pytl.optim.ranks import Ranks, average
 from pytl.optim.report import Report, make_report
 from pytl.optim.start import Source, StartingPoint
 from pytl.optim.state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
@@ -52,6 +53,7 @@ class Optimizer(torch.optim.Optimizer):
         self._start = StartingPoint(start, start_dtype, start_device)
         self._compensated = compensated
         self._penalties: dict[Tensor, Tensor] = {}
+        self._average: Ranks = True
         self._plan: Plan | None = None
         self._captured: list[Plan] = []
         super().__init__(params, defaults)
@@ -135,6 +137,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step(self) -> None:
         self._refuse_global_in_backward()
         scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        average([self._penalties[p] for p in self._params() if p in self._penalties], self._average)
         plan = self._take_step_of(scaling)
         if plan is not None and plan.lists:
             options = self._all_options()
@@ -244,24 +247,52 @@ class Optimizer(torch.optim.Optimizer):
             fresh=any(self.state.get(p, {}).get(moment) is None for moment in moments),
         )
 
-    def take_penalty(self, value: Tensor) -> None:
+    def take_penalty(self, value: Tensor, scaler: torch.amp.GradScaler | None = None, *, average: Ranks = True) -> None:
         """Keeps the gradient of a feature penalty apart from the task's, for the direction to join.
 
-        Once a micro-batch, before ``loss.backward()``: the graph that both share is kept. Gradients accumulate until
-        the step, as those of the task do. Raises ValueError for what is no scalar or depends on no parameter.
+        Once a micro-batch, before ``loss.backward()``: the graph that both share is kept, and walked once more.
+        Gradients accumulate until the step, as those of the task do.
+
+        Args:
+            value: the penalty, one number, as it would be added to the loss (divided by the number of micro-batches).
+            scaler: that of the task's loss, for gradients in float16. An overflow of the penalty's gradient makes the
+                scaler skip the step and shrink its scale, as one of the task's does.
+            average: over whose ranks the gradient is averaged at the step, as DDP averages the task's: True: those of
+                the default process group, where there is one; a process group; False: not at all.
+
+        Raises:
+            ValueError: ``value`` is no scalar, or depends on no parameter.
         """
         params = [p for p in self._params() if p.requires_grad]
         if value.numel() != 1 or not value.requires_grad:
             found = f"shape {[*value.shape]}, requires_grad={value.requires_grad}"
             raise ValueError(f"value must be a scalar that depends on the parameters; got {found}")
-        gradients = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
-        if all(h is None for h in gradients):
+        scaled = value if scaler is None else scaler.scale(value)
+        gradients = torch.autograd.grad(scaled, params, retain_graph=True, allow_unused=True)
+        taken = {p: h.detach() for p, h in zip(params, gradients, strict=True) if h is not None}
+        if not taken:
             raise ValueError("value must depend on the parameters; got a scalar that depends on none of them")
-        for p, h in zip(params, gradients, strict=True):
-            if h is not None:
-                if p not in self._penalties:
-                    self._penalties[p] = torch.zeros_like(p)
-                self._penalties[p] += h.detach()
+        if scaler is not None and scaler.is_enabled():
+            self._tell_overflow(taken)
+            scale = scaler.scale(torch.ones_like(value.detach()))
+            taken = {p: h / scale.to(h.device, h.dtype) for p, h in taken.items()}
+        for p, h in taken.items():
+            if p not in self._penalties:
+                self._penalties[p] = torch.zeros_like(p)
+            self._penalties[p] += h
+        self._average = average
+
+    def _tell_overflow(self, taken: dict[Tensor, Tensor]) -> None:
+        """What is not finite in the penalty's gradient goes into the task's, where the scaler looks for it."""
+        norms = torch._foreach_norm([*taken.values()], float("inf"))
+        smallest = min(taken, key=Tensor.numel)
+        overflow = 0 * torch.stack([norm.to(smallest.device, torch.float32) for norm in norms]).sum()  # 0, or NaN
+
+        def tell(task: Tensor) -> Tensor:
+            handle.remove()
+            return task + overflow.to(task.dtype)
+
+        handle = smallest.register_hook(tell)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients, those of the penalties as well."""
@@ -322,4 +353,4 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
         super().__setstate__(state)
-        self._plan, self._captured, self._penalties = None, [], {}
+        self._plan, self._captured, self._penalties, self._average = None, [], {}, True

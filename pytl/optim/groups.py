@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytl.architecture import Head, depth_order, head_names
+from pytl.architecture import Head, depth_order, head_names, unwrapped
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def param_groups(
     dimension or none) are not pulled, as in the released code of L2-SP (arXiv:1802.01483).
 
     Args:
-        model: any module; parameters that are frozen now (``requires_grad=False``) are left out.
+        model: any module; parameters that are frozen now (``requires_grad=False``) are left out, and names do not count
+            wrappers (DDP, torch.compile).
         head: the new layers, by name, by module, or several. None finds them: what a Hugging Face checkpoint lacked, a
             timm model's classifier, or a child named classifier, head, heads, fc, score or qa_outputs. ``()``: none.
         transfer: share of the depth blocks that count as transferred, from the input on, in [0, 1].
@@ -62,6 +63,7 @@ def param_groups(
     Raises:
         ValueError: a head that is not in the model (with the nearest names), a share outside [0, 1], no parameters.
     """
+    model = unwrapped(model)
     if not 0.0 <= transfer <= 1.0:
         raise ValueError(f"transfer must be in [0, 1]; got {transfer}")
     if not layer_decay > 0 or (layer_decay != 1.0 and lr is None):
