@@ -2,9 +2,9 @@
 
 Seeds and images are others than those of the reported comparisons: seeds from 1000 on, accuracy on validation
 images, never on the test images. Every method, plain fine-tuning too, gets a grid of the same size, and one point of
-it for all five tasks. Prints one line for each point, best first; about 5 minutes on one core.
+it for all five tasks. Prints one line for each point, best first; about a minute a method on one core, two with a regulariser of features.
 
-    python benchmarks/tune_digits.py plain l2sp dtnh grod
+    python benchmarks/tune_digits.py plain l2sp dtnh grod delta at distillation bss l1sp grouplassosp l2spfisher
 """
 
 import sys
@@ -20,11 +20,29 @@ from pytl.data import Task, batches, digits
 from pytl.study.networks import pretrained_digits
 from pytl.training.fine_tuning import finetune
 from pytl.training.methods import Method, parse
+from pytl.training.penalties import REGULARIZERS
 
 SEEDS = range(1000, 1004)
 LEARNING_RATES = (0.02, 0.03, 0.05)
-STRENGTHS = {"plain": ("weight_decay", (0.0, 0.01, 0.03, 0.1))}
-PULLS = ("sp_decay", (0.01, 0.03, 0.1, 0.3))
+STRENGTHS = {
+    "plain": (0.0, 0.01, 0.03, 0.1),
+    "delta": (0.01, 0.03, 0.1, 0.64),
+    "at": (0.1, 1.0, 10.0, 100.0),
+    "distillation": (0.01, 0.03, 0.1, 1.0),
+    "bss": (0.003, 0.01, 0.064, 0.3),
+    "l1sp": (1e-5, 1e-4, 3e-4, 1e-3),
+    "grouplassosp": (1e-5, 1e-4, 3e-4, 1e-3),
+    "l2spfisher": (1.0, 10.0, 100.0, 1000.0),
+}
+PULLS = (0.01, 0.03, 0.1, 0.3)
+
+
+def with_strength(name: str, value: float) -> Method:
+    """The method with another strength of what it is about."""
+    method = parse(name)
+    if method.penalties:
+        return replace(method, penalties=dict.fromkeys(method.penalties, value))
+    return replace(method, **{"weight_decay" if name == "plain" else "sp_decay": value})
 
 
 def accuracy(task: Task, seed: int, method: Method, lr: float, cache: Path) -> float:
@@ -38,11 +56,10 @@ def accuracy(task: Task, seed: int, method: Method, lr: float, cache: Path) -> f
 
 
 def tune(name: str, cache: Path) -> None:
-    option, values = STRENGTHS.get(name, PULLS)
     tasks = {task: [digits.load(task, seed, held_out="validation") for seed in SEEDS] for task in digits.TASKS}
     lines = []
-    for lr, value in product(LEARNING_RATES, values):
-        method = replace(parse(name), **{option: value})
+    for lr, value in product(LEARNING_RATES, STRENGTHS.get(name, PULLS)):
+        method = with_strength(name, value)
         means = {
             task: fmean(accuracy(one, seed, method, lr, cache) for one, seed in zip(loaded, SEEDS, strict=True))
             for task, loaded in tasks.items()
@@ -50,11 +67,11 @@ def tune(name: str, cache: Path) -> None:
         lines.append((fmean(means.values()), lr, value, means))
     for mean, lr, value, means in sorted(lines, key=lambda line: -line[0]):
         each = "  ".join(f"{task} {100 * accuracy:5.1f}" for task, accuracy in means.items())
-        print(f"{name:8} lr {lr:<6} {option} {value:<7} mean {100 * mean:5.2f}   {each}", flush=True)
+        print(f"{name:12} lr {lr:<6} strength {value:<7} mean {100 * mean:5.2f}   {each}", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for method_name in sys.argv[1:] or ["plain", "l2sp", "dtnh", "grod"]:
+        for method_name in sys.argv[1:] or ["plain", "l2sp", "dtnh", "grod", *REGULARIZERS]:
             tune(method_name, Path(folder))

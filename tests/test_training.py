@@ -1,3 +1,4 @@
+import copy
 import errno
 import json
 import os
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import pytl
 from pytl.training.checkpoint import ResumeError
 from pytl.training.fine_tuning import Result, finetune
 from pytl.training.interrupt import Interrupted
+from pytl.training.methods import parse
+from pytl.training.penalties import REGULARIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,8 +91,10 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
         {"method": "grod", "optimizer": "adamw", "lr": 0.01},
         {"amp": "fp16"},
         {"amp": "bf16", "num_workers": 2},
+        {"method": "distillation+l2spfisher+dtnh"},
+        {"method": "bss+l1sp", "amp": "fp16"},
     ],
-    ids=["l2sp", "adamw", "fp16", "workers"],
+    ids=["l2sp", "adamw", "fp16", "workers", "penalties apart", "penalties added"],
 )
 @pytest.mark.parametrize(
     "call", [1, 3, BATCHES, BATCHES + 1, CALLS_IN_AN_EPOCH, CALLS_IN_AN_EPOCH + 3, EPOCHS * CALLS_IN_AN_EPOCH]
@@ -330,3 +336,115 @@ def test_bad_argument_is_named_before_anything_changes(options: dict[str, Any], 
 def test_empty_loader_is_named() -> None:
     with pytest.raises(ValueError, match="train_loader must have >= 1 batch; got 0"):
         finetune(network(), [], head="head")
+
+
+def small_convolutions() -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 1, stride=1))
+    model.append(nn.Flatten())
+    model.add_module("head", nn.Linear(8, 3))
+    return model
+
+
+def fine_tuned(method: str, **options: Any) -> Result:
+    loader = DataLoader(Noisy(18), 4, shuffle=True)
+    fixed = {"method": method, "head": "head", "epochs": 2, "lr": 0.05, "seed": 5, "progress": False}
+    return finetune(small_convolutions(), loader, **{**fixed, **options})
+
+
+@pytest.mark.parametrize("name", sorted(REGULARIZERS))
+@pytest.mark.parametrize("direction", ["", "+dtnh"])
+def test_each_regulariser_is_a_method_whose_terms_are_recorded(name: str, direction: str) -> None:
+    result = fine_tuned(name + direction)
+    plain = fine_tuned("plain")
+    assert not torch.equal(weights(result.model), weights(plain.model))
+    for record in result.history:
+        (term,) = (key.removeprefix("conflict/") for key in record if key.startswith("conflict/"))
+        assert name.startswith(term)
+        assert {key for key in record if key.startswith(f"term/{term} ")}
+        assert -1 <= record[f"cosine/{term}"] <= 1  # type: ignore[operator]
+        assert 0 <= record[f"conflict/{term}"] <= 1  # type: ignore[operator]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in result.model.modules())
+
+
+def test_regularisers_and_a_direction_compose() -> None:
+    result = fine_tuned("delta+bss+l2sp+dtnh")
+    assert [key for key in result.history[0] if key.startswith("conflict/")] == [
+        *("conflict/delta", "conflict/bss", "conflict/l2sp")
+    ]
+    group = next(group for group in result.optimizer.param_groups if group["role"] == "transferred")
+    assert group["direction"] == "dtnh"
+    assert group["sp_decay"] > 0
+
+
+def test_a_direction_has_the_pull_unless_a_regulariser_is_named() -> None:
+    assert parse("dtnh").sp_decay == parse("l2sp+dtnh").sp_decay == parse("l2+dtnh").sp_decay == parse("l2sp").sp_decay
+    assert parse("delta+dtnh").sp_decay is None
+    assert [*parse("delta+l1sp+dtnh").penalties] == ["delta", "l1sp"]
+
+
+def test_the_recorded_cosine_is_that_of_both_gradients() -> None:
+    """At the end of the one epoch, of one step."""
+    points, labels = Noisy(6).points, Noisy(6).labels
+    start, model = small_convolutions(), small_convolutions()
+    with torch.no_grad():
+        for p in start.parameters():
+            p.add_(0.1)
+    penalty = pytl.Distillation(model, source=start)
+    for direction in ("sum", "dtnh"):
+        twin = copy.deepcopy(small_convolutions())
+        with pytl.Distillation(twin, source=copy.deepcopy(start)) as reg:
+            loss = cross_entropy(twin(points), labels)
+            params = [*twin.parameters()]
+            value = reg(points)
+            h = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+            g = torch.autograd.grad(loss, params)
+        pairs = [(a.flatten(), b.flatten()) for a, b in zip(g, h, strict=True) if b is not None and b.any()]
+        cosines = [torch.cosine_similarity(a, b, dim=0) for a, b in pairs]
+        model.load_state_dict(small_convolutions().state_dict())
+        opt = pytl.SGD(model.parameters(), lr=0.1, direction=direction)
+        result = finetune(model, [(points, labels)], optimizer=opt, penalty=penalty, epochs=1, progress=False)
+        record = result.history[0]
+        assert record["cosine/distillation"] == pytest.approx(float(torch.stack(cosines).mean()), rel=1e-4)
+        assert record["conflict/distillation"] == float((torch.stack(cosines) < 0).double().mean())
+        parts = [v for key, v in record.items() if key.startswith("term/distillation ")]
+        assert sum(parts) == pytest.approx(float(value.detach()), rel=1e-5)  # type: ignore[arg-type]
+    penalty.close()
+
+
+def test_a_penalty_of_ones_own_with_an_optimizer_of_torch() -> None:
+    model = small_convolutions()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytl.L1SP(model, 1e3, head="head") as reg:
+        batches = [(Noisy(6).points, Noisy(6).labels)]
+        result = finetune(model, batches, optimizer=opt, penalty=reg, epochs=2, progress=False)
+        assert not reg.closed
+    assert "term/l1sp weights" in result.history[0]
+
+
+def test_channel_weights_are_kept_and_taken_up_again(tmp_path: Path) -> None:
+    whole = fine_tuned("delta", out=tmp_path / "whole")
+    kept = list((tmp_path / "whole").glob("channel-weights-*.safetensors"))
+    assert len(kept) == 1
+    with pytest.raises(Interrupted):  # the head's training calls the loss 25 times, scoring 26
+        fine_tuned("delta", loss=at_call(55, ctrl_c), out=tmp_path / "stopped")
+    resumed = fine_tuned("delta", out=tmp_path / "stopped", resume=True)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def test_a_run_is_not_resumed_from_another_source(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        fine_tuned("distillation", loss=at_call(3, ctrl_c), out=tmp_path)
+    model = small_convolutions()
+    with torch.no_grad():
+        model[1].weight.add_(1)
+    loader = DataLoader(Noisy(18), 4, shuffle=True)
+    options: dict[str, Any] = {"method": "distillation", "head": "head", "epochs": 2, "lr": 0.05, "seed": 5}
+    with pytest.raises(ResumeError, match=r"source: saved .*, now"):
+        finetune(model, loader, out=tmp_path, resume=True, progress=False, **options)
+
+
+def test_delta_without_a_head_says_what_is_missing() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="head must be named for delta, which trains it alone first"):
+        finetune(model, [(Noisy(6).points, Noisy(6).labels)], method="delta", epochs=1, progress=False)

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pytl.extras import require
+from pytl.study import terms
 from pytl.study.evidence import BASELINE, Outcome, Row, interval
 from pytl.training.records import Record
 
@@ -21,6 +23,7 @@ _COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
 }
 _OTHERS = ("#56b4e9", "#8c6d31", "#7b4fa3", "#b8a500")
 _DASHES = {"dtnh": (0, (5, 1.5)), "grod": (0, (1.5, 1)), "pcgrad": (0, (4, 1.5, 1, 1.5))}  # they often coincide
+_TERM_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _WIDTH = 5.4  # inches: on a phone, where a picture is as wide as the screen, the letters are still readable
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -62,6 +65,8 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
             pulled = [one for one in mine if any(record.get("conflict_rate") is not None for record in one.history)]
             if pulled:
                 drawn[f"conflict {task}"] = _conflict(pulled, looks, folder / f"conflict-{stem}.png")
+            if any(terms.names(one.history) for one in mine):
+                drawn[f"terms {task}"] = _terms(mine, looks, folder / f"terms-{stem}.png")
     return drawn
 
 
@@ -117,6 +122,28 @@ def _conflict(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -
     return _saved(figure, path)
 
 
+def _terms(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
+    """Of each named term of each method: its value, how often it opposes the task, and its cosine."""
+    figure, (value, rate, cosine) = _pyplot().subplots(3, 1, figsize=(_WIDTH, 6.6), sharex=True)
+    labels: dict[str, Look] = {}
+    for method in dict.fromkeys(outcome.method for outcome in outcomes):
+        histories = [outcome.history for outcome in outcomes if outcome.method == method]
+        found = terms.names([record for history in histories for record in history])
+        for index, name in enumerate(found):
+            look = looks[method] | ({"linestyle": _TERM_DASHES[index % len(_TERM_DASHES)]} if len(found) > 1 else {})
+            labels[method if len(found) == 1 else f"{method}: {name}"] = look
+            for axes, key, scale in ((value, "value", 1), (rate, "conflict", 100), (cosine, "cosine", 1)):
+                by_epoch = _by_epoch([terms.of(name, history) for history in histories], key)
+                axes.plot([*by_epoch], [scale * fmean(of) for of in by_epoch.values()], linewidth=2, **look)
+    value.set(ylabel="value", yscale="log", title="Named terms (means over seeds)")
+    rate.set(ylabel="in conflict, %", ylim=(-4, 104))
+    cosine.axhline(0, color="#3c4653", linewidth=1)
+    cosine.set(xlabel="epoch", ylabel="cosine with the task")
+    cosine.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure, [*labels], labels)
+    return _saved(figure, path)
+
+
 def _curves(axes: Any, outcomes: Sequence[Outcome], key: str, looks: dict[str, Look], scale: float) -> None:
     """A line a method: the mean over seeds, in a band of its 95% interval."""
     for method in dict.fromkeys(outcome.method for outcome in outcomes):
@@ -143,7 +170,8 @@ def _by_epoch(histories: Sequence[Sequence[Record]], key: str) -> dict[int, list
 def _legend(figure: Any, methods: Sequence[str], looks: dict[str, Look]) -> None:
     line = require("matplotlib.lines", "plots").Line2D
     handles = [line([], [], linewidth=2.5, label=method, **looks[method]) for method in methods]
-    figure.legend(handles=handles, loc="outside upper right", ncols=min(4, len(methods)), handlelength=1.8)
+    columns = max(1, min(4, len(methods), 52 // max(map(len, methods))))  # as many as fit the width
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns, handlelength=1.8)
 
 
 def _pyplot() -> Any:

@@ -13,7 +13,7 @@ import torch
 
 from pytl import files
 from pytl.extras import require
-from pytl.study import figures, table
+from pytl.study import figures, table, terms
 from pytl.study.comparison import Study
 from pytl.study.evidence import Outcome, Row, rows
 from pytl.training.methods import parse
@@ -31,6 +31,7 @@ def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
         "study": asdict(study),
         "machine": {"torch": torch.__version__, "python": platform.python_version(), "cpu": platform.machine()},
         "rows": [asdict(row) for row in found],
+        "terms": [asdict(term) | {"value": term.value} for term in terms.table(outcomes)],
         "runs": [
             {"task": one.task.name, "method": one.method, "seed": one.seed, "accuracy": one.accuracy}
             for one in outcomes
@@ -55,6 +56,7 @@ def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn
         study=study,
         tasks=tasks,
         summary=table.summary(found),
+        terms=terms.table(outcomes),
         compared=sum(1 for row in found if row.difference),
         methods=[parse(name) for name in dict.fromkeys(row.method for row in found)],
         images={name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pytl import files
+from pytl.architecture import head_names, unwrapped
 from pytl.progress import bar
-from pytl.training import methods
+from pytl.regularizers import Penalty
+from pytl.rifle import RIFLE
+from pytl.training import methods, penalties
 from pytl.training.journal import Journal
 from pytl.training.records import Record
 from pytl.training.run import Parts, Run
@@ -48,6 +52,7 @@ def finetune(
     *,
     method: str | methods.Method = "l2sp",
     optimizer: str | Optimizer = "sgd",
+    penalty: Penalty | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     epochs: int = 10,
     lr: float = 0.01,
@@ -64,7 +69,8 @@ def finetune(
 ) -> Result:
     """Fine-tunes a pre-trained classifier, in place.
 
-    Batches are ``(inputs, labels)`` or mappings with ``"labels"``; the model returns logits or an object with `logits`.
+    Batches are ``(inputs, labels)``, ``(inputs, labels, ids)`` or mappings with ``"labels"``; the model returns logits
+    or an object with `logits`.
     A killed run that is resumed ends with the bits of an uninterrupted one, in the middle of an epoch too: the loader's
     order is replayed and the random numbers of that moment are put back. (Augmentation in `persistent_workers` is not.)
 
@@ -74,6 +80,8 @@ def finetune(
         eval_loader: what loss and accuracy are measured on after each epoch.
         method: a name in `pytl.training.methods.METHODS`, several joined by ``+``, or a `Method`.
         optimizer: ``"sgd"``, ``"adamw"``, or an optimizer of your own, which then stands for `method`, `lr` and `head`.
+        penalty: a regulariser made for `model`, in place of those of `method`; it is called with each batch and not
+            closed.
         loss: (logits, labels) -> mean over the batch.
         epochs: passes over `train_loader`.
         lr: learning rate at the start.
@@ -81,7 +89,7 @@ def finetune(
         head: name of the new head's module; None: found by `pytl.param_groups`.
         device: where to train; None: where the model is.
         amp: ``"bf16"`` or ``"fp16"`` (with loss scaling); None trains in the model's precision.
-        seed: of torch, NumPy and Python, set before the first epoch; None leaves them.
+        seed: of torch, NumPy and Python, set before a penalty is prepared and before the first epoch; None leaves them.
         out: folder for ``checkpoint.pt``, written at each epoch's end, and ``metrics.jsonl``; None writes nothing.
         resume: go on from `out`'s checkpoint if there is one; a finished run is returned as it is.
         checkpoint_every: steps between checkpoints within an epoch.
@@ -100,14 +108,22 @@ def finetune(
     folder = None if out is None else files.writable_folder(out)
     place = _device_of(model) if device is None else torch.device(device)
     model.to(place)
-    name, built = _chosen(method, optimizer, model, lr, head)
-    fingerprint = _fingerprint(name, built, model, settings)
-    run = Run(Parts(model, built, train_loader, eval_loader, loss, place), settings)
-    journal = Journal(run, folder, fingerprint)
-    if not journal.begin(resume) and seed is not None:
-        _seed(seed)
-    with bar(name, run.steps_total, run.steps_done, progress) as advance:
-        journal.fit(advance, on_epoch)
+    _seed(seed)
+    chosen, built = _chosen(method, optimizer, model, lr, head)
+    setting = penalties.Setting(model, train_loader, loss, place, head, folder, progress)
+    with penalties.of(chosen, setting) if penalty is None else nullcontext(penalty) as regulariser:
+        fingerprint = _fingerprint(chosen, built, model, settings)
+        if chosen.penalties:
+            fingerprint["source"] = setting.start_digest
+        parts = Parts(
+            model, built, train_loader, eval_loader, loss, place, regulariser, _rifle(chosen, built, model, head)
+        )
+        run = Run(parts, settings)
+        journal = Journal(run, folder, fingerprint)
+        if not journal.begin(resume):
+            _seed(seed)
+        with bar(chosen.name, run.steps_total, run.steps_done, progress) as advance:
+            journal.fit(advance, on_epoch)
     model.eval()
     return Result(model, built, run.history)
 
@@ -118,14 +134,24 @@ def _device_of(model: nn.Module) -> torch.device:
 
 def _chosen(
     method: str | methods.Method, optimizer: str | Optimizer, model: nn.Module, lr: float, head: str | None
-) -> tuple[str, Optimizer]:
+) -> tuple[methods.Method, Optimizer]:
     if isinstance(optimizer, Optimizer):
-        return "own optimizer", optimizer
+        return methods.Method("own optimizer"), optimizer
     chosen = methods.parse(method) if isinstance(method, str) else method
-    return chosen.name, chosen.optimizer(model, optimizer, lr, head)
+    return chosen, chosen.optimizer(model, optimizer, lr, head)
 
 
-def _fingerprint(name: str, optimizer: Optimizer, model: nn.Module, settings: Settings) -> dict[str, Any]:
+def _rifle(
+    method: methods.Method, optimizer: Optimizer, model: nn.Module, head: str | None
+) -> Callable[[int], RIFLE] | None:
+    if not method.periods:
+        return None
+    owners = {name.rpartition(".")[0]: None for name in sorted(head_names(model, head))}
+    modules = [unwrapped(model).get_submodule(name) for name in owners]
+    return lambda steps: RIFLE(modules, optimizer, steps, method.periods or 1)
+
+
+def _fingerprint(method: methods.Method, optimizer: Optimizer, model: nn.Module, settings: Settings) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it, as plain values."""
     groups = [
         {key: value for key, value in group.items() if value is None or isinstance(value, str | bool | int | float)}
@@ -134,7 +160,8 @@ def _fingerprint(name: str, optimizer: Optimizer, model: nn.Module, settings: Se
     plan = asdict(settings)
     del plan["checkpoint_every"]  # may change: it does not touch the result
     return {
-        "method": name,
+        "method": method.name,
+        "penalties": dict(method.penalties),
         "optimizer": type(optimizer).__name__,
         "groups": {str(index): group for index, group in enumerate(groups)},
         **plan,
@@ -142,7 +169,9 @@ def _fingerprint(name: str, optimizer: Optimizer, model: nn.Module, settings: Se
     }
 
 
-def _seed(seed: int) -> None:
+def _seed(seed: int | None) -> None:
+    if seed is None:
+        return
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

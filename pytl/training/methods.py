@@ -1,10 +1,10 @@
-"""Fine-tuning methods by name: each is a few options of an optimizer, and ``+`` joins them.
+"""Fine-tuning methods by name: a few options of an optimizer, regularisers beside it, and ``+`` joins them.
 
-A new method is a line in `METHODS`. ``l2sp+dtnh`` takes what each part sets.
+A new method is a line in `METHODS`. ``delta+dtnh`` takes what each part sets.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": partial(SGD, momentum=
 
 @dataclass(frozen=True)
 class Method:
-    """What a method asks of the optimizer; None leaves an option to the other parts, and then to the defaults.
+    """What a method asks for; None leaves an option to the other parts, and then to the defaults.
 
     Attributes:
         name: as written on the command line.
@@ -29,6 +29,8 @@ class Method:
         sp_decay: strength of the pull to the starting point (L2-SP), on transferred weights; 0 by default.
         weight_decay: strength of the pull to zero (L2), on transferred weights; 0 by default.
         head_weight_decay: the same for the new head; `weight_decay` by default.
+        periods: of RIFLE, at the end of each but the last the head is re-initialised; 1 by default.
+        penalties: strengths of the regularisers beside the optimizer's, by their names.
     """
 
     name: str
@@ -37,11 +39,18 @@ class Method:
     sp_decay: float | None = None
     weight_decay: float | None = None
     head_weight_decay: float | None = None
+    periods: int | None = None
+    penalties: Mapping[str, float] = field(default_factory=dict)
 
     def options(self) -> dict[str, float | str]:
         """What the method sets, by option."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        values = {option.name: getattr(self, option.name) for option in fields(self)[2:-1]}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def strengths(self) -> dict[str, float | str]:
+        """All that it sets, for a reader."""
+        return self.options() | {f"strength of {name}": value for name, value in self.penalties.items()}
 
     def optimizer(self, model: nn.Module, kind: str, lr: float, head: str | None = None) -> Optimizer:
         """The optimizer that takes this method's steps.
@@ -69,17 +78,36 @@ class Method:
 # plain's best, and every method's on the head, so that methods differ only in what they do to transferred weights.
 _WEIGHT_DECAY = 0.03
 _SP_DECAY = 0.01
-_PULL: dict[str, Any] = {"sp_decay": _SP_DECAY, "head_weight_decay": _WEIGHT_DECAY}
+_HEAD: dict[str, Any] = {"head_weight_decay": _WEIGHT_DECAY}
+
+
+def _held(name: str, summary: str, strength: float) -> Method:
+    return Method(name, summary, penalties={name: strength}, **_HEAD)
+
 
 METHODS = {
     method.name: method
     for method in (
         Method("plain", "pulled to zero as usual, by weight decay", direction="sum", weight_decay=_WEIGHT_DECAY),
         Method("l2", "pulled to zero, with any direction", weight_decay=_WEIGHT_DECAY),
-        Method("l2sp", "pulled to the starting point", **_PULL),
-        Method("dtnh", "pulled to the starting point, but never against the task", direction="dtnh", **_PULL),
-        Method("grod", "pulled to the starting point, only across the task's gradient", direction="grod", **_PULL),
-        Method("pcgrad", "task and pull each projected off the other", direction="pcgrad", **_PULL),
+        Method("l2sp", "pulled to the starting point", sp_decay=_SP_DECAY, **_HEAD),
+        Method("dtnh", "never against the task", direction="dtnh", **_HEAD),
+        Method("grod", "only across the task's gradient", direction="grod", **_HEAD),
+        Method("pcgrad", "task and regulariser each projected off the other", direction="pcgrad", **_HEAD),
+        Method("rifle", "the head re-initialised twice on the way", periods=3, **_HEAD),
+        _held("delta", "features held, channel by channel as it matters for the task", 0.64),
+        _held("delta-first-order", "as delta, with an estimate of how channels matter", 0.64),
+        _held("at", "attention maps held", 1e3),
+        _held("distillation", "features of the stages held", 1.0),
+        _held("l1sp", "pulled to the starting point by the L1 norm", 1e-4),
+        _held("grouplassosp", "pulled to the starting point filter by filter", 1e-4),
+        _held("l2spfisher", "pulled to the starting point as each weight matters for the start's answers", 1.0),
+        Method(
+            "bss",
+            "pulled to zero, and the smallest singular values of the features taken away",
+            weight_decay=_WEIGHT_DECAY,
+            penalties={"bss": 0.064},
+        ),
     )
 }
 
@@ -87,7 +115,9 @@ METHODS = {
 def parse(text: str) -> Method:
     """The method called `text`, one of `METHODS` or several joined by ``+``.
 
-    Where two parts give a strength the left one's holds; two different directions are an error.
+    Where two parts give a strength the left one's holds; two different directions are an error. A direction without a
+    regulariser to direct gets the pull to the starting point: ``dtnh`` is ``l2sp+dtnh``, ``delta+dtnh`` has no pull.
+    What asks for nothing on the weights gets plain's weight decay: ``rifle`` is ``l2+rifle``.
 
     Raises:
         ValueError: an unknown name, or parts that ask for different directions.
@@ -96,10 +126,22 @@ def parse(text: str) -> Method:
     directions = {part.direction for part in parts} - {None}
     if len(directions) > 1:
         raise ValueError(f"method must have one direction; got {text!r} with {', '.join(sorted(map(str, directions)))}")
-    joined: dict[str, float | str] = {}
+    joined: dict[str, Any] = {}
+    penalties: dict[str, float] = {}
     for part in parts:
-        joined = {**part.options(), **joined}
-    return replace(Method(text, ", and ".join(part.summary for part in parts)), **joined)  # type: ignore[arg-type]
+        joined, penalties = {**part.options(), **joined}, {**penalties, **part.penalties, **penalties}
+    if directions - {"sum"} and not penalties:
+        joined.setdefault("sp_decay", _SP_DECAY)
+    if not penalties and not {"sp_decay", "weight_decay"} & joined.keys():
+        joined["weight_decay"] = _WEIGHT_DECAY
+    return replace(Method(text, _summary(parts, joined, penalties)), **joined, penalties=penalties)
+
+
+def _summary(parts: Iterable[Method], joined: Mapping[str, Any], penalties: Mapping[str, float]) -> str:
+    parts = list(parts)
+    alone = "sp_decay" in joined and not any(part.sp_decay for part in parts)
+    texts = ["pulled to the starting point"] * alone + [part.summary for part in parts]
+    return ", and ".join(texts) if len(parts) > 1 else ", but ".join(texts)
 
 
 def parse_all(texts: Iterable[str]) -> tuple[Method, ...]:

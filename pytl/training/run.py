@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from pytl.training.batch import predict
+from pytl.batch import Batch
+from pytl.directions import find
+from pytl.optim.base import Optimizer as PytlOptimizer
+from pytl.regularizers import Penalty
+from pytl.rifle import RIFLE
+from pytl.training import terms
 from pytl.training.checkpoint import random_state, restore_random_state
 from pytl.training.records import Record, conflicts
 from pytl.training.settings import AMP_DTYPES, Settings
@@ -27,6 +32,15 @@ class Parts:
     eval_loader: Iterable[Any] | None
     loss: Callable[[Tensor, Tensor], Tensor]
     device: torch.device
+    penalty: Penalty | None = None
+    rifle: Callable[[int], RIFLE] | None = None
+    """Of the steps in all."""
+
+    @property
+    def directs(self) -> bool:
+        """Whether a direction joins the penalty's gradient with the task's, or their sum will do."""
+        rules = [group.get("direction", "sum") for group in self.optimizer.param_groups]
+        return any(find(rule).rule != "sum" for rule in rules)
 
 
 @dataclass
@@ -49,6 +63,7 @@ class Partial:
     lr: float = 0.0
     seconds: float = 0.0
     report: Record = field(default_factory=dict)
+    terms: Record = field(default_factory=dict)
 
 
 class Run:
@@ -60,15 +75,19 @@ class Run:
         _length("eval_loader", parts.eval_loader)
         self.scheduler = LambdaLR(parts.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(parts.device.type, enabled=settings.amp == "fp16")
+        self.rifle = None if parts.rifle is None else parts.rifle(self._known_steps("rifle"))
         self.history: list[Record] = []
         self.partial: Partial | None = None
 
     def _rate(self, step: int) -> float:
         if self.settings.schedule == "constant":
             return 1.0
+        return 0.5 * (1 + math.cos(math.pi * step / self._known_steps("schedule='cosine'")))
+
+    def _known_steps(self, what: str) -> int:
         if self.steps_total is None:
-            raise TypeError("schedule='cosine' needs a train_loader with a length; schedule='constant' does not")
-        return 0.5 * (1 + math.cos(math.pi * step / self.steps_total))
+            raise TypeError(f"{what} needs a train_loader with a length; schedule='constant' does not")
+        return self.steps_total
 
     @property
     def finished(self) -> bool:
@@ -95,6 +114,7 @@ class Run:
             "optimizer": self.parts.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "rifle": self.rifle.state_dict() if self.rifle else None,
             "random": random_state(self.parts.train_loader),
             "history": self.history,
             "partial": asdict(self.partial) if self.partial else None,
@@ -106,6 +126,8 @@ class Run:
         self.parts.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.rifle:
+            self.rifle.load_state_dict(state["rifle"])
         self.history = list(state["history"])
         self.partial = Partial(**state["partial"]) if state["partial"] else None
         restore_random_state(state["random"], self.parts.train_loader)
@@ -153,19 +175,46 @@ class Run:
         return batches
 
     def _step(self, batch: Any, partial: Partial) -> None:
-        optimizer = self.parts.optimizer
+        optimizer, one = self.parts.optimizer, Batch.of(batch, self.parts.device)
         partial.lr = float(optimizer.param_groups[0]["lr"])
         with self._autocast():
-            logits, labels = predict(self.parts.model, batch, self.parts.device)
-            loss = self.parts.loss(logits, labels)
-        self.scaler.scale(loss).backward()
+            loss = self.parts.loss(one.logits(self.parts.model), one.labels)
+            values = self._penalty_values(one)
+        self._backward(loss, values, partial)
         self.scaler.step(optimizer)
         self.scaler.update()
         self.scheduler.step()
+        if self.rifle:
+            self.rifle.step()
         optimizer.zero_grad()
-        partial.loss = partial.loss + loss.detach().float() * len(labels)
-        partial.samples += len(labels)
+        partial.loss = partial.loss + loss.detach().float() * len(one.labels)
+        partial.samples += len(one.labels)
         partial.batches += 1
+
+    def _penalty_values(self, batch: Batch) -> dict[str, Tensor]:
+        if self.parts.penalty is None:
+            return {}
+        return self.parts.penalty.values(*batch.inputs, ids=batch.ids, **batch.keywords)
+
+    def _backward(self, loss: Tensor, values: dict[str, Tensor], partial: Partial) -> None:
+        """The penalty's gradient is kept apart where a direction needs it, and at an epoch's end for its record."""
+        optimizer, penalty = self.parts.optimizer, self.parts.penalty
+        if penalty is None:
+            self.scaler.scale(loss).backward()
+            return
+        value = torch.stack(list(values.values())).sum()
+        ends = partial.batches + 1 == self.length
+        apart: terms.Gradients = {}
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if isinstance(optimizer, PytlOptimizer) and (ends or self.parts.directs):
+            if ends:
+                apart = terms.gradients_of(values, params, self.scaler.scale(torch.ones_like(loss.detach())))
+            optimizer.take_penalty(value, self.scaler)
+        else:
+            loss = loss + value
+        self.scaler.scale(loss).backward()
+        if ends:
+            partial.terms = terms.record_of(penalty, optimizer, params, apart)
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES.get(self.settings.amp or "")
@@ -181,11 +230,12 @@ class Run:
         self.parts.model.eval()
         try:
             for batch in self.parts.eval_loader:
+                one = Batch.of(batch, self.parts.device)
                 with self._autocast():
-                    logits, labels = predict(self.parts.model, batch, self.parts.device)
-                    loss += float(self.parts.loss(logits, labels)) * len(labels)
-                right += int((logits.argmax(-1) == labels).sum())
-                samples += len(labels)
+                    logits = one.logits(self.parts.model)
+                    loss += float(self.parts.loss(logits, one.labels)) * len(one.labels)
+                right += int((logits.argmax(-1) == one.labels).sum())
+                samples += len(one.labels)
                 hooks.check()
         finally:
             restore_random_state(random, loader)
@@ -199,6 +249,7 @@ class Run:
             **scores,
             "lr": partial.lr,
             **partial.report,
+            **partial.terms,
             "seconds": round(partial.seconds, 4),
         }
 
