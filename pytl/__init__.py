@@ -1,6 +1,6 @@
 """Fine-tuning that keeps what the network knows, without letting that knowledge hurt."""
 
-from pytl import features, ops
+from pytl import features, ops, regularizers
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
 from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
@@ -48,4 +48,5 @@ __all__ = [
     "fisher_diagonal",
     "ops",
     "param_groups",
+    "regularizers",
 ]

@@ -12,7 +12,7 @@ from pytl.data.digits import TASKS
 from pytl.extras import require
 from pytl.progress import watching
 from pytl.study import comparison as study
-from pytl.study import report, table
+from pytl.study import report, table, terms
 from pytl.study.comparison import Study
 from pytl.study.evidence import rows
 from pytl.training.methods import METHODS, OPTIMIZERS
@@ -30,7 +30,7 @@ report.html (one file, no network needed), results.json, and for each run metric
 _EXAMPLES = """\
 examples:
   pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo
-  pytl finetune --data digits:mirrored --method plain l2sp+dtnh --seeds 10 --out runs/mirrored
+  pytl finetune --data digits:mirrored --method plain delta+dtnh distillation+dtnh+rifle --seeds 10 --out runs/mirrored
   pytl finetune --data photos/ --model my_models:resnet --method plain dtnh --out runs/photos
   pytl finetune --data photos/ --model ./vit-base --method plain l2sp --optimizer adamw --lr 1e-4 --out runs/vit
 
@@ -124,7 +124,7 @@ def _finetune(options: argparse.Namespace) -> None:
     with watching(plan.runs, plan.epochs) as watch:
         outcomes = study.run(plan, watch)
     page = report.write(plan, outcomes)
-    table.show(rows(outcomes))
+    table.show(rows(outcomes), terms.table(outcomes))
     skipped = sorted({str(path) for outcome in outcomes for path in outcome.task.skipped})
     if skipped:
         print(f"left out, {len(skipped)} not readable as images: {', '.join(skipped)}")

@@ -483,6 +483,56 @@ def plain_cnn() -> nn.Module:
     return nn.Sequential(features, nn.Flatten(), nn.Linear(8, 3))
 
 
+def named(tree: dict[str, Any] | nn.Module) -> nn.Module:
+    """A module whose children have these names, as a library's network has them."""
+    if isinstance(tree, nn.Module):
+        return tree
+    module = nn.Module()
+    for name, inner in tree.items():
+        module.add_module(name, named(inner))
+    return module
+
+
+def conv() -> nn.Module:
+    return nn.Conv2d(2, 2, 3)
+
+
+def blocks(count: int, stem: str = "", first: int = 0) -> dict[str, Any]:
+    """Numbered blocks of a convolution and a norm."""
+    return {f"{stem}{first + i}": {"conv": conv(), "norm": nn.BatchNorm2d(2)} for i in range(count)}
+
+
+LIBRARIES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "torchvision resnet": ({"conv1": conv(), **blocks(4, "layer", 1), "fc": nn.Linear(2, 2)}, ["layer1", "layer4"]),
+    "torchvision densenet": (
+        {
+            "features": {"conv0": conv(), **blocks(4, "denseblock", 1), **blocks(3, "transition", 1)},
+            "classifier": nn.Linear(2, 2),
+        },
+        ["features.denseblock1", "features.denseblock4"],
+    ),
+    "torchvision convnext, swin": ({"features": blocks(8), "head": nn.Linear(2, 2)}, ["features.1", "features.7"]),
+    "torchvision efficientnet": ({"features": blocks(9), "classifier": nn.Linear(2, 2)}, ["features.1", "features.8"]),
+    "torchvision vit": (
+        {"encoder": {"layers": blocks(12, "encoder_layer_")}, "heads": {"head": nn.Linear(2, 2)}},
+        ["encoder.layers.encoder_layer_2", "encoder.layers.encoder_layer_11"],
+    ),
+    "torchvision regnet": ({"trunk_output": blocks(4, "block", 1)}, ["trunk_output.block1", "trunk_output.block4"]),
+    "timm convnext": ({"stem": conv(), "stages": blocks(4), "head": nn.Linear(2, 2)}, ["stages.0", "stages.3"]),
+    "timm vit": ({"patch_embed": {"proj": conv()}, "blocks": blocks(12)}, ["blocks.2", "blocks.11"]),
+    "timm swin": ({"layers": blocks(4), "head": {"fc": nn.Linear(2, 2)}}, ["layers.0", "layers.3"]),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_stages_of_the_names_that_libraries_give(name: str) -> None:
+    tree, (first, last) = LIBRARIES[name]
+    found = stages(named(tree))
+    assert (found[0], found[-1]) == (first, last)
+    assert len(found) == 4
+    assert last_convolutions(named(tree)) == [f"{stage}.conv" for stage in found]
+
+
 def families() -> Iterator[tuple[str, Callable[[], nn.Module], list[str], str]]:
     from pytl.study.networks import DigitsNet
 

@@ -1,16 +1,17 @@
-"""What holds a network near what it knew: penalties on weights and on features, one method a file."""
+"""What holds a network near what it knew: penalties on features and on weights, one method a file."""
 
-from pytl.regularizers.attention_transfer import AttentionTransfer
+from pytl.regularizers.attention_transfer import AttentionTransfer, attention_transfer
 from pytl.regularizers.base import Penalties, Penalty, Regularizer
-from pytl.regularizers.bss import BSS
+from pytl.regularizers.bss import BSS, batch_spectral_shrinkage
 from pytl.regularizers.channels import ChannelWeights, channel_weights
-from pytl.regularizers.delta import DELTA
-from pytl.regularizers.distillation import Distillation
+from pytl.regularizers.delta import DELTA, delta
+from pytl.regularizers.distillation import Distillation, feature_distillation
 from pytl.regularizers.features import FeatureRegularizer
 from pytl.regularizers.fisher import fisher_diagonal
-from pytl.regularizers.group_lasso_sp import GroupLassoSP
-from pytl.regularizers.l1_sp import L1SP
-from pytl.regularizers.l2_sp_fisher import L2SPFisher
+from pytl.regularizers.group_lasso_sp import GroupLassoSP, group_lasso_sp
+from pytl.regularizers.l1_sp import L1SP, l1_sp
+from pytl.regularizers.l2_sp_fisher import L2SPFisher, l2_sp_fisher
+from pytl.regularizers.weights import WeightRegularizer
 
 __all__ = [
     "BSS",
@@ -25,6 +26,14 @@ __all__ = [
     "Penalties",
     "Penalty",
     "Regularizer",
+    "WeightRegularizer",
+    "attention_transfer",
+    "batch_spectral_shrinkage",
     "channel_weights",
+    "delta",
+    "feature_distillation",
     "fisher_diagonal",
+    "group_lasso_sp",
+    "l1_sp",
+    "l2_sp_fisher",
 ]

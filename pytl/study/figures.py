@@ -114,10 +114,10 @@ def _accuracy(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -
 def _conflict(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
     figure, (rate, cosine) = _pyplot().subplots(2, 1, figsize=(_WIDTH, 4.4), sharex=True)
     _curves(rate, outcomes, "conflict_rate", looks, 100)
-    rate.set(ylabel="tensors, %", ylim=(-4, 104), title="Where the pull opposes the task")
+    rate.set(ylabel="tensors, %", ylim=(-4, 104), title="Where the regulariser opposes the task")
     _curves(cosine, outcomes, "mean_cosine", looks, 1)
     cosine.axhline(0, color="#3c4653", linewidth=1)
-    cosine.set(xlabel="epoch", ylabel="cosine", title="Mean cosine of pull and task gradient")
+    cosine.set(xlabel="epoch", ylabel="cosine", title="Mean cosine of its gradient and the task's")
     _legend(figure, list(dict.fromkeys(outcome.method for outcome in outcomes)), looks)
     return _saved(figure, path)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytl.extras import require
 from pytl.study.evidence import BASELINE, VERDICTS, Interval, Row
+from pytl.study.terms import Term
 
 _COLUMNS = {
     "task": "left",
@@ -15,16 +16,31 @@ _COLUMNS = {
     "minus plain, points": "right",
     "verdict": "left",
 }
+_TERM_COLUMNS = {
+    "task": "left",
+    "method": "left",
+    "term": "left",
+    "value": "right",
+    "in conflict": "right",
+    "cosine": "right",
+}
 _COLOURS = {"helps": "green", "hurts": "red"}
 _WIDTH = 100  # where there is no terminal to ask
 _NOTE = "± and brackets: 95% intervals over seeds, of the difference paired by seed."
+_TERMS_NOTE = (
+    "Terms at the last step, means over seeds: value, strength included; share of weight tensors where its gradient "
+    "opposes the task's; mean cosine of both."
+)
 
 
-def show(table: Sequence[Row]) -> None:
-    """Prints the table of results and the sentence below it."""
+def show(table: Sequence[Row], terms: Sequence[Term] = ()) -> None:
+    """Prints the table of results and the sentence below it, and the table of named terms, where there are some."""
     console = require("rich.console", "cli").Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(_drawn(table))
     console.print(f"{_NOTE} {summary(table)}", highlight=False)
+    if terms:
+        console.print(_terms_drawn(terms))
+        console.print(_TERMS_NOTE, highlight=False)
 
 
 def _drawn(table: Sequence[Row]) -> Any:
@@ -41,6 +57,21 @@ def _drawn(table: Sequence[Row]) -> Any:
         drawn.add_row(task, row.method, *cells)
         previous = row.task
     return drawn
+
+
+def _terms_drawn(terms: Sequence[Term]) -> Any:
+    drawn = require("rich.table", "cli").Table(box=require("rich.box", "cli").SIMPLE_HEAD)
+    for title, justify in _TERM_COLUMNS.items():
+        drawn.add_column(title, justify=justify)
+    for term in terms:
+        numbers = (number(term.value, "{:.3g}"), number(term.conflict, "{:.0%}"), number(term.cosine, "{:+.2f}"))
+        drawn.add_row(term.task.removeprefix("digits:"), term.method, term.name, *numbers)
+    return drawn
+
+
+def number(value: float | None, shape: str) -> str:
+    """A number in that shape, or a dash where there is none."""
+    return "–" if value is None else shape.format(value)
 
 
 def accuracy(found: Interval) -> str:
