@@ -38,6 +38,11 @@ class Penalty(ABC):
         """
         return _sum(self.values(*inputs, **keywords))
 
+    @property
+    @abstractmethod
+    def parts(self) -> list[Regularizer]:
+        """The regularisers that it consists of."""
+
     @abstractmethod
     def values(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         """The penalty, apart for each regulariser, by its name. Arguments and errors: as for a call."""
@@ -72,6 +77,10 @@ class Regularizer(Penalty):
             raise ValueError(f"strength must be finite and >= 0; got {strength}")
         self.strength = strength
 
+    @property
+    def parts(self) -> list[Regularizer]:
+        return [self]
+
     @abstractmethod
     def _terms(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         """The terms by name, without the strength: 0-dim, at least one."""
@@ -92,11 +101,15 @@ class Penalties(Penalty):
 
     def __init__(self, *parts: Penalty) -> None:
         super().__init__()
-        self.parts: list[Penalty] = [one for p in parts for one in (p.parts if isinstance(p, Penalties) else [p])]
+        self._parts = [one for part in parts for one in part.parts]
         names = [part.name for part in self.parts]
         self.name = "+".join(names)
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"regularisers that are added must differ in name; got two of {', '.join(sorted(twice))}")
+
+    @property
+    def parts(self) -> list[Regularizer]:
+        return self._parts
 
     def values(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         self._refuse_closed()

@@ -14,14 +14,14 @@ def conflicts(optimizer: Optimizer) -> Record:
     report = optimizer.report()
     cosines = [value for value in report.cosine if math.isfinite(value)]
     return {
-        "conflict_rate": _finite(report.conflict_rate),
+        "conflict_rate": finite(report.conflict_rate),
         "mean_cosine": sum(cosines) / len(cosines) if cosines else None,
-        "penalty": _finite(report.penalty),
-        "distance": _finite(math.hypot(*report.distance)),
+        "penalty": finite(report.penalty),
+        "distance": finite(math.hypot(*report.distance)),
         "nonfinite": report.nonfinite,
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """JSON knows no nan."""
     return float(value) if math.isfinite(value) else None

@@ -202,13 +202,12 @@ class Run:
         if penalty is None:
             self.scaler.scale(loss).backward()
             return
-        value = torch.stack(list(values.values())).sum()
-        ends = partial.batches + 1 == self.length
-        apart: terms.Gradients = {}
+        ends, apart = partial.batches + 1 == self.length, terms.Gradients()
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        value = torch.stack(list(values.values())).sum()
         if isinstance(optimizer, PytlOptimizer) and (ends or self.parts.directs):
             if ends:
-                apart = terms.gradients_of(values, params, self.scaler.scale(torch.ones_like(loss.detach())))
+                apart = terms.gradients_of(values, params, self.scaler)
             optimizer.take_penalty(value, self.scaler)
         else:
             loss = loss + value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,38 +10,33 @@ from torch.optim import Optimizer
 
 from pytl import ops
 from pytl.regularizers import Penalty
-from pytl.training.records import Record
+from pytl.training.records import Record, finite
 
 Gradients = dict[str, list[Tensor | None]]
 
 
-def gradients_of(values: Mapping[str, Tensor], params: Sequence[Tensor], scale: Tensor | float) -> Gradients:
-    """Each regulariser's gradient for itself, times ``scale``: one more pass backwards for each of them."""
+def gradients_of(values: Mapping[str, Tensor], params: Sequence[Tensor], scaler: torch.amp.GradScaler) -> Gradients:
+    """Each regulariser's gradient for itself, scaled: one more pass backwards for each of them."""
     return {
-        name: [*torch.autograd.grad(value * scale, params, retain_graph=True, allow_unused=True)]
+        name: [*torch.autograd.grad(scaler.scale(value), params, retain_graph=True, allow_unused=True)]
         for name, value in values.items()
         if value.requires_grad
     }
 
 
 def record_of(penalty: Penalty, optimizer: Optimizer, params: Sequence[Tensor], gradients: Gradients) -> Record:
-    """One read of the device: each term's value, and each regulariser's conflict rate and mean cosine.
+    """Each term's value, and each regulariser's conflict rate and mean cosine with the task's gradient.
 
     The task's gradients are the parameters' own. The pull to the starting point, where there is one, is "l2sp".
     """
-    record: Record = {f"term/{name}": float(value) for name, value in _named_values(penalty).items()}
+    values = {f"term/{part.name} {term}": value for part in penalty.parts for term, value in part.terms.items()}
+    record: Record = {name: finite(float(value)) for name, value in values.items()}
     pull = _pulls(optimizer, params)
     if gradients and any(r is not None for r in pull):
         gradients = gradients | {"l2sp": pull}
     for name, apart in gradients.items():
         record |= _conflict(name, params, apart)
     return record
-
-
-def _named_values(penalty: Penalty) -> dict[str, Tensor]:
-    """``"delta layer4"``, of a single regulariser too."""
-    single = "+" not in penalty.name
-    return {f"{penalty.name} {term}" if single else term: value for term, value in penalty.terms.items()}
 
 
 def _pulls(optimizer: Optimizer, params: Sequence[Tensor]) -> list[Tensor | None]:
@@ -67,5 +61,5 @@ def _conflict(name: str, params: Sequence[Tensor], apart: Sequence[Tensor | None
     cosines = (gh / (gg.sqrt() * hh.sqrt()))[felt & (gg > 0)]
     if not felt.any() or not len(cosines):
         return empty
-    rate, cosine = float((gh[felt] < 0).double().mean()), float(cosines.mean())
-    return {f"conflict/{name}": rate, f"cosine/{name}": cosine if math.isfinite(cosine) else None}
+    rate = float((gh[felt] < 0).double().mean())
+    return {f"conflict/{name}": rate, f"cosine/{name}": finite(float(cosines.mean()))}
