@@ -23,8 +23,9 @@ _COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
 }
 _OTHERS = ("#56b4e9", "#8c6d31", "#7b4fa3", "#b8a500")
 _DASHES = {"dtnh": (0, (5, 1.5)), "grod": (0, (1.5, 1)), "pcgrad": (0, (4, 1.5, 1, 1.5))}  # they often coincide
-_TERM_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+_ROUNDS: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _WIDTH = 5.4  # inches: on a phone, where a picture is as wide as the screen, the letters are still readable
+_LEGEND_ROW = 0.22  # inches
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -73,9 +74,10 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
 def _looks(methods: Iterable[str]) -> dict[str, Look]:
     """Each method's colour and dashes, the same in every picture."""
     names = list(dict.fromkeys(methods))
-    unknown = [name for name in names if name not in _COLOURS]
-    colours = _COLOURS | {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(unknown)}
-    return {name: {"color": colours[name], "linestyle": _DASHES.get(name, "-")} for name in names}
+    unknown = {name: index for index, name in enumerate(name for name in names if name not in _COLOURS)}
+    colours = _COLOURS | {name: _OTHERS[index % len(_OTHERS)] for name, index in unknown.items()}
+    dashes = _DASHES | {name: _ROUNDS[index // len(_OTHERS) % len(_ROUNDS)] for name, index in unknown.items()}
+    return {name: {"color": colours[name], "linestyle": dashes.get(name, "-")} for name in names}
 
 
 def _differences(rows: Sequence[Row], looks: dict[str, Look], path: Path) -> Path:
@@ -130,7 +132,7 @@ def _terms(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> P
         histories = [outcome.history for outcome in outcomes if outcome.method == method]
         found = terms.names([record for history in histories for record in history])
         for index, name in enumerate(found):
-            look = looks[method] | ({"linestyle": _TERM_DASHES[index % len(_TERM_DASHES)]} if len(found) > 1 else {})
+            look = looks[method] | ({"linestyle": _ROUNDS[index % len(_ROUNDS)]} if len(found) > 1 else {})
             labels[method if len(found) == 1 else f"{method}: {name}"] = look
             for axes, key, scale in ((value, "value", 1), (rate, "conflict", 100), (cosine, "cosine", 1)):
                 by_epoch = _by_epoch([terms.of(name, history) for history in histories], key)
@@ -172,6 +174,7 @@ def _legend(figure: Any, methods: Sequence[str], looks: dict[str, Look]) -> None
     handles = [line([], [], linewidth=2.5, label=method, **looks[method]) for method in methods]
     columns = max(1, min(4, len(methods), 52 // max(map(len, methods))))  # as many as fit the width
     figure.legend(handles=handles, loc="outside upper right", ncols=columns, handlelength=1.8)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, math.ceil(len(methods) / columns) - 2))
 
 
 def _pyplot() -> Any:

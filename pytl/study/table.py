@@ -69,6 +69,11 @@ def _terms_drawn(terms: Sequence[Term]) -> Any:
     return drawn
 
 
+def breakable(method: str) -> str:
+    """A method's name that may go on in the next line behind each ``+``."""
+    return method.replace("+", "+\N{ZERO WIDTH SPACE}")
+
+
 def number(value: float | None, shape: str) -> str:
     """A number in that shape, or a dash where there is none."""
     return "–" if value is None else shape.format(value)
@@ -104,11 +109,13 @@ def summary(table: Sequence[Row]) -> str:
     if not compared:
         return f"Nothing was compared: that needs {BASELINE} and another method."
     count = len({row.task for row in compared})
-    lines = [_of_method(method, compared) for method in dict.fromkeys(row.method for row in compared)]
+    alike: dict[str, list[str]] = {}
+    for method in dict.fromkeys(row.method for row in compared):
+        alike.setdefault(_verdicts(method, compared), []).append(method)
+    lines = [f"{', '.join(methods)}: {found}" for found, methods in alike.items()]
     return f"Against {BASELINE} fine-tuning, {count} task{'s' if count > 1 else ''}. {'. '.join(lines)}."
 
 
-def _of_method(method: str, compared: Sequence[Row]) -> str:
+def _verdicts(method: str, compared: Sequence[Row]) -> str:
     verdicts = [row.verdict for row in compared if row.method == method]
-    counts = [f"{text} on {verdicts.count(text)}" for text in sorted(set(verdicts), key=VERDICTS.index)]
-    return f"{method}: {', '.join(counts)}"
+    return ", ".join(f"{text} on {verdicts.count(text)}" for text in sorted(set(verdicts), key=VERDICTS.index))

@@ -100,7 +100,7 @@ METHODS = {
         _held("at", "attention maps held", 1.0),
         _held("distillation", "features of the stages held", 0.01),
         _held("l1sp", "pulled to the starting point by the L1 norm", 1e-4),
-        _held("grouplassosp", "pulled to the starting point filter by filter", 1e-4),
+        _held("grouplassosp", "pulled to the starting point filter by filter", 1e-5),
         _held("l2spfisher", "pulled to the starting point as each weight matters for the start's answers", 1.0),
         Method(
             "bss",
