@@ -4,7 +4,7 @@ Seeds and images are others than those of the reported comparisons: seeds from 1
 images, never on the test images. Every method, plain fine-tuning too, gets a grid of the same size, and one point of
 it for all five tasks. Prints one line for each point, best first; about a minute a method on one core, two with a regulariser of features.
 
-    python benchmarks/tune_digits.py plain l2sp dtnh grod delta at distillation bss l1sp grouplassosp l2spfisher
+    python benchmarks/tune_digits.py plain l2sp dtnh grod delta
 """
 
 import sys
