@@ -2,7 +2,7 @@
 
 Seeds and images are others than those of the reported comparisons: seeds from 1000 on, accuracy on validation
 images, never on the test images. Every method, plain fine-tuning too, gets a grid of the same size, and one point of
-it for all five tasks. Prints one line for each point, best first; about a minute a method on one core, two with a regulariser of features.
+it for all five tasks. Prints one line for each point, best first; one to two minutes a method on one core.
 
     python benchmarks/tune_digits.py plain l2sp dtnh grod delta
 """
