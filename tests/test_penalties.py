@@ -332,3 +332,27 @@ def test_without_averaging_each_rank_keeps_its_own(monkeypatch: pytest.MonkeyPat
         p.grad = torch.zeros(3)
         opt.step()
     assert calls == [None]
+
+
+def test_an_overflow_counts_where_the_task_does_not_reach_the_parameters() -> None:
+    reached, unreached = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    empty = nn.Parameter(torch.ones(0))
+    opt = pytl.SGD([reached, unreached, empty], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    opt.take_penalty((unreached * 1e38).sum() + empty.sum(), scaler)
+    unreached.grad = torch.zeros(2)
+    scaler.scale(reached.sum()).backward()
+    scaler.step(opt)
+    assert (unreached == 1).all()
+    assert not unreached._backward_hooks
+
+
+def test_sixteen_bit_weights_keep_a_scaled_penalty() -> None:
+    p = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    opt = pytl.SGD([p], lr=1.0, compensated=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    opt.take_penalty((p * 2.0**-10).sum(), scaler)
+    assert (opt._penalties[p] == 2.0**-10).all()
+    opt.zero_grad()
+    opt.take_penalty((p.float() * 2.0**-10).sum(), torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    assert (opt._penalties[p] == 2.0**-10).all()

@@ -618,8 +618,8 @@ def frozen() -> nn.Module:
         (lambda m: pytl.DELTA(m, "stem", weights={"fc": torch.ones(4)}), "weights must hold those of each layer; stem"),
         (lambda m: pytl.BSS(m, k=0), "k must be >= 1; got 0"),
         (lambda m: pytl.Distillation(m, ()), "layers must name >= 1 layer; got none"),
-        (lambda m: pytl.Distillation(m, soft_labels=-1), "soft_labels must be >= 0; got -1"),
-        (lambda m: pytl.Distillation(m, temperature=0), "temperature must be > 0; got 0"),
+        (lambda m: pytl.Distillation(m, soft_labels=-1), "soft_labels must be finite and >= 0; got -1"),
+        (lambda m: pytl.Distillation(m, temperature=0), "temperature must be finite and > 0; got 0"),
         (lambda m: pytl.BSS(m) + pytl.BSS(m), "regularisers that are added must differ in name; got two of bss"),
         (lambda m: pytl.BSS(nn.Sequential(nn.Linear(2, 2))), "no head is found in this model: name it"),
         (lambda m: pytl.DELTA(m, source=nn.Linear(2, 2)), "layers must name layers of the model"),
@@ -724,3 +724,67 @@ def test_a_source_is_asked_again_where_anything_it_is_called_with_differs() -> N
         assert source(x, b=other)["layer"].eq(-1).all()
         with torch.inference_mode():
             assert source(torch.ones(2))["layer"].eq(1).all()
+
+
+def test_inference_mode_sees_what_is_overwritten(x: Tensor) -> None:
+    model = moved(network()).eval()
+    start = network().eval()
+    with pytl.DELTA(model, "layer1.0.bn1", source=start) as reg:
+        values = []
+        for context in (torch.no_grad(), torch.inference_mode(), torch.inference_mode(), torch.no_grad()):
+            with context:
+                model(x)
+                values.append(float(reg(x)))
+        model(x)
+        values.append(float(reg(x).detach()))
+    assert values == pytest.approx([values[0]] * 5, rel=1e-12)
+
+
+def test_a_source_asked_in_inference_mode_is_asked_again_in_training(x: Tensor) -> None:
+    model = network().eval()
+    with pytl.Distillation(model, (), soft_labels=1.0) as reg:
+        with torch.inference_mode():
+            model(x)
+            reg(x)
+        model(x)
+        reg(x).backward()
+
+
+def test_the_model_within_a_wrapper_is_no_source(x: Tensor) -> None:
+    model = network()
+    for given in (model, Source(network())):
+        if isinstance(given, Source):
+            given.network = model
+        with pytest.raises(ValueError, match="source must be another network"):
+            pytl.DELTA(nn.DataParallel(model), source=given)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_layers_below_all_that_is_trained_are_refused(x: Tensor) -> None:
+    model = network().requires_grad_(False)
+    model.fc.requires_grad_(True)
+    for make in (pytl.DELTA, pytl.BSS):
+        with make(model) as reg:
+            model(x)
+            with pytest.raises(ValueError, match=f"{reg.name} must have a layer above a parameter that is trained"):
+                reg(x)
+            with torch.no_grad():
+                model(x)
+                reg(x)
+
+
+def test_stages_of_a_network_with_compiled_parts() -> None:
+    model = network()
+    model.layer1 = torch.compile(model.layer1, backend="eager")  # type: ignore[assignment]
+    assert stages(model) == ["layer1", "layer2"]
+    whole = nn.Module()
+    whole.features = torch.compile(nn.Sequential(Block(2), Block(2)), backend="eager")
+    assert stages(whole) == ["features.0", "features.1"]
+    with Capture(whole, stages(whole)) as capture:
+        assert capture.layers == ["features.0", "features.1"]
+
+
+def test_an_input_by_keyword_alone_is_refused() -> None:
+    model = nn.ReLU()
+    with Capture(nn.Sequential(model), "0:input"), pytest.raises(TypeError, match="must be called with a positional"):
+        model(input=torch.ones(1))

@@ -104,7 +104,7 @@ class Capture:
     def take(self, layer: str, output: Any) -> Any:
         """Keeps a layer's output; returns what is to stand for it, or None."""
         tensor, with_graph = first_tensor(output, layer), torch.is_grad_enabled()
-        if torch.compiler.is_compiling():  # a copy that is not needed is compiled away
+        if torch.compiler.is_compiling() or tensor.is_inference():  # the compiler takes away a copy that is not needed
             kept = tensor.clone()
             self._features[layer] = Feature(kept, None, kept, None, with_graph)
             return None
@@ -143,6 +143,8 @@ class _Hook:
     def before(self, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
         if self.capture is None:
             return None
+        if not arguments:
+            raise TypeError(f"layer {self.layer!r} must be called with a positional argument; got keywords alone")
         onward = self.capture.take(self.layer, arguments[0] if len(arguments) == 1 else arguments)
         return None if onward is None else (onward,)
 

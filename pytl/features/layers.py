@@ -108,12 +108,16 @@ def _row_of_blocks(model: nn.Module) -> list[str]:
             longest = max(rows.values(), key=len, default=[])
             if len(longest) > 1:
                 return longest
-        level = [(f"{prefix}{name}.", child) for prefix, parent in level for name, child in parent.named_children()]
+        level = [
+            (f"{prefix}{name}.", unwrapped(child))
+            for prefix, parent in level
+            for name, child in parent.named_children()
+        ]
     return []
 
 
 def _is_block(module: nn.Module) -> bool:
-    return any(any(True for _ in child.parameters()) for child in module.children())
+    return any(any(True for _ in child.parameters()) for child in unwrapped(module).children())
 
 
 def _stage_ends(model: nn.Module) -> list[str]:

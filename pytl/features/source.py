@@ -68,6 +68,7 @@ class Source:
         """
         call: list[Named] = [*enumerate(inputs), *keywords.items()]
         versions = [version_of(value) if isinstance(value, Tensor) else None for _, value in call]
+        versions.append(int(torch.is_inference_mode_enabled()))  # whose tensors no graph may save
         if not self._is_last(call, versions):
             self._called_with, self._features = None, {}  # before the new ones are made: never two batches' features
             self._features = self._compute(inputs, keywords, ids)
@@ -79,10 +80,8 @@ class Source:
         if self._called_with is None:
             return False
         before, then = self._called_with
-        return (
-            len(call) == len(before)
-            and versions == then
-            and all(a[0] == b[0] and _is_same(a[1], b[1]) for a, b in zip(call, before, strict=True))
+        return versions == then and all(
+            a[0] == b[0] and _is_same(a[1], b[1]) for a, b in zip(call, before, strict=True)
         )
 
     @torch.no_grad()

@@ -61,14 +61,10 @@ def tapped_feature_distance(
 
 def _checked(x: Tensor, source: Tensor, weights: Tensor | None, channel_dim: int | None) -> int:
     check_pair(x, source)
-    if x.dim() == 0:
-        raise ValueError("x must have a dimension of samples; got a 0-dim tensor")
     dim = channel_dim_of(x) if channel_dim is None else channel_dim
-    if weights is None:
-        return dim
-    if not -x.dim() <= dim < x.dim() or x.dim() < 2:
-        raise ValueError(f"channel_dim must be a dimension of x, which has {x.dim()}, beside the samples; got {dim}")
-    if weights.shape != (x.shape[dim],):
+    if not -x.dim() < dim < x.dim() or dim == 0:
+        raise ValueError(f"channel_dim must be a dimension of x, which has {x.dim()}, behind the samples; got {dim}")
+    if weights is not None and weights.shape != (x.shape[dim],):
         raise ValueError(f"weights must be of shape [{x.shape[dim]}], the channels of x; got {[*weights.shape]}")
     return dim % x.dim()
 

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from pytl.ops import core
+from pytl.ops.plan import current_stream
 
 
 def channel_dim_of(x: Tensor) -> int:
-    """The dimension of the channels: 1 of maps [B, C, ...] and pooled features [B, C], the last of tokens [B, T, D]."""
+    """The dimension of the channels: 1 of maps [B, C, ...] and pooled features [B, C], the last of tokens [B, T, D].
+
+    Raises:
+        ValueError: there is none.
+    """
+    if x.dim() < 2:
+        raise ValueError(f"x must be [B, C, ...], [B, T, D] or [B, C]; got shape {[*x.shape]}")
     return x.dim() - 1 if x.dim() == 3 else 1
 
 
@@ -66,8 +73,14 @@ def _in_order(tensor: Tensor, of: Tensor) -> Tensor:
 def call(name: str, operands: Any, device: torch.device, *tensors: Tensor | None) -> None:
     """Calls the core's function: what it reads, then the addresses of the tensors it reads or fills."""
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    if device.type == "cuda":
-        stream = int(torch.cuda.current_stream(device).cuda_stream)
-        getattr(core.module.cuda, name)(operands, *addresses, device.index or 0, stream)
-    else:
+    if not is_cuda(device):
         getattr(core.module, name)(operands, *addresses)
+        return
+    scratch_bytes = getattr(core.module.cuda, f"{name}_scratch")(operands)
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
+    call_on = getattr(core.module.cuda, name)
+    call_on(operands, *addresses, scratch.data_ptr(), device.index or 0, current_stream(device))
+
+
+def is_cuda(device: torch.device) -> bool:
+    return device.type == "cuda"

@@ -37,7 +37,8 @@ def mmd(x: Tensor, y: Tensor, widths: Sequence[float] = WIDTHS, scale: Tensor | 
         raise ValueError(f"x and y must have >= 2 points each; got {len(x)} and {len(y)}")
     if not widths or not all(width > 0 for width in widths):
         raise ValueError(f"widths must be > 0, and one of them at least; got {[*widths]}")
-    squared = _squared_distances(torch.cat([x, y]).to(compute_dtype(x, y)))
+    with torch.autocast(x.device.type, enabled=False):  # whose products of 16 bits would drown the distances
+        squared = _squared_distances(torch.cat([x, y]).to(compute_dtype(x, y)))
     count = len(squared)
     mean = squared.sum() / (count * (count - 1)) if scale is None else scale
     scale = torch.where(mean > 0, mean, 1.0).detach()

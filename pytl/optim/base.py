@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from pytl.directions import find
 from pytl.ops.plan import Scaling, is_capturing
@@ -54,6 +55,7 @@ class Optimizer(torch.optim.Optimizer):
         self._compensated = compensated
         self._penalties: dict[Tensor, Tensor] = {}
         self._average: Ranks = True
+        self._overflows: list[tuple[Tensor, list[RemovableHandle]]] = []
         self._plan: Plan | None = None
         self._captured: list[Plan] = []
         super().__init__(params, defaults)
@@ -136,7 +138,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step(self) -> None:
         self._refuse_global_in_backward()
-        scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        scaling = Scaling(getattr(self, "grad_scale", None), self._found_inf())
         average([self._penalties[p] for p in self._params() if p in self._penalties], self._average)
         plan = self._take_step_of(scaling)
         if plan is not None and plan.lists:
@@ -144,7 +146,7 @@ class Optimizer(torch.optim.Optimizer):
             look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling)
             plan.publish()
             torch.autograd.graph.increment_version(plan.on_core)
-        self._penalties.clear()
+        self._drop_penalties()
 
     def _all_options(self) -> list[GroupOptions]:
         return [self._options(group, -1.0 if group["maximize"] else 1.0) for group in self.param_groups]
@@ -274,8 +276,8 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError("value must depend on the parameters; got a scalar that depends on none of them")
         if scaler is not None and scaler.is_enabled():
             self._tell_overflow(taken)
-            scale = scaler.scale(torch.ones_like(value.detach()))
-            taken = {p: h / scale.to(h.device, h.dtype) for p, h in taken.items()}
+            scale = scaler.scale(torch.ones((), device=value.device))
+            taken = {p: h.to(torch.promote_types(h.dtype, scale.dtype)) / scale.to(h.device) for p, h in taken.items()}
         for p, h in taken.items():
             if p not in self._penalties:
                 self._penalties[p] = torch.zeros_like(p)
@@ -283,21 +285,40 @@ class Optimizer(torch.optim.Optimizer):
         self._average = average
 
     def _tell_overflow(self, taken: dict[Tensor, Tensor]) -> None:
-        """What is not finite in the penalty's gradient goes into the task's, where the scaler looks for it."""
-        norms = torch._foreach_norm([*taken.values()], float("inf"))
-        smallest = min(taken, key=Tensor.numel)
-        overflow = 0 * torch.stack([norm.to(smallest.device, torch.float32) for norm in norms]).sum()  # 0, or NaN
+        """What is not finite in the penalty's gradient goes into the task's, where the scaler looks for it.
+
+        Into that of the parameter which comes first; at the step the overflow counts in any case.
+        """
+        norms = torch._foreach_norm([h for h in taken.values() if h.numel()], float("inf"))
+        here = norms[0].device
+        overflow = 0 * torch.stack([norm.to(here, torch.float32) for norm in norms]).sum()  # 0, or NaN
+        handles: list[RemovableHandle] = []
 
         def tell(task: Tensor) -> Tensor:
-            handle.remove()
-            return task + overflow.to(task.dtype)
+            for handle in handles:
+                handle.remove()
+            return task + overflow.to(task.device, task.dtype)
 
-        handle = smallest.register_hook(tell)
+        handles += [p.register_hook(tell) for p in taken]
+        self._overflows.append((overflow, handles))
+
+    def _found_inf(self) -> Tensor | None:
+        """The scaler's, or that of an overflow that it could not see."""
+        found: Tensor | None = getattr(self, "found_inf", None)
+        for overflow, _ in self._overflows:
+            found = None if found is None else found + overflow.isnan().to(found)
+        return found
+
+    def _drop_penalties(self) -> None:
+        for handle in (handle for _, handles in self._overflows for handle in handles):
+            handle.remove()
+        self._penalties.clear()
+        self._overflows.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients, those of the penalties as well."""
         super().zero_grad(set_to_none)
-        self._penalties.clear()
+        self._drop_penalties()
 
     # What the last step saw:
 
@@ -353,4 +374,4 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
         super().__setstate__(state)
-        self._plan, self._captured, self._penalties, self._average = None, [], {}, True
+        self._plan, self._captured, self._penalties, self._average, self._overflows = None, [], {}, True, []

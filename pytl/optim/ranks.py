@@ -22,8 +22,8 @@ def average(tensors: Sequence[Tensor], ranks: Ranks) -> None:
     count = distributed.get_world_size(group)
     for bucket in _buckets(tensors) if count > 1 else ():
         flat = torch.cat([t.flatten() for t in bucket])
+        flat /= count  # before the sum, which 16 bits might not hold
         distributed.all_reduce(flat, group=group)
-        flat /= count
         for tensor, mean in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 

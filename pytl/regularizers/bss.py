@@ -12,7 +12,7 @@ from pytl.features.capture import Capture
 from pytl.features.layers import head_input
 from pytl.ops.features import channel_dim_of
 from pytl.regularizers.base import Regularizer
-from pytl.regularizers.features import refuse_frozen
+from pytl.regularizers.features import refuse_frozen, refuse_untrained
 
 
 def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
@@ -60,6 +60,7 @@ class BSS(Regularizer):
 
     def _terms(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         features = self._capture.features()
+        refuse_untrained(self.name, features)
         return {layer: batch_spectral_shrinkage(feature.tensor, self.k) for layer, feature in features.items()}
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,10 +52,10 @@ class Distillation(FeatureRegularizer):
         temperature: float = 2.0,
         source: nn.Module | Source | None = None,
     ) -> None:
-        if not soft_labels >= 0:
-            raise ValueError(f"soft_labels must be >= 0; got {soft_labels}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0; got {temperature}")
+        if not 0 <= soft_labels < math.inf:
+            raise ValueError(f"soft_labels must be finite and >= 0; got {soft_labels}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be finite and > 0; got {temperature}")
         self.soft_labels, self.temperature = soft_labels, temperature
         wanted = stages(model) if layers == "auto" else [layers] if isinstance(layers, str) else [*layers]
         super().__init__(model, wanted + [OUTPUT] * (soft_labels > 0), strength, source, tapped=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pytl.architecture import unwrapped
 from pytl.features.capture import Capture, Feature
 from pytl.features.source import Ids, Source
 from pytl.ops import feature_distance
@@ -45,7 +46,8 @@ class FeatureRegularizer(Regularizer):
     ) -> None:
         super().__init__(strength)
         refuse_frozen(model)
-        if source is model:
+        network = source.network if isinstance(source, Source) else source
+        if network is not None and unwrapped(network) is unwrapped(model):
             raise ValueError("source must be another network than the model that is trained; None makes a copy")
         self._capture = Capture(model, layers, tapped=tapped)
         self.layers = self._capture.layers
@@ -72,6 +74,8 @@ class FeatureRegularizer(Regularizer):
         sources = self.source(*inputs, ids=ids, **keywords)
         for layer, feature in features.items():
             self._check(layer, feature.tensor, sources[layer])
+        if not self._checked:
+            refuse_untrained(self.name, features)
         self._checked = True
         return {layer: self._term(layer, feature, sources[layer]) for layer, feature in features.items()}
 
@@ -97,6 +101,14 @@ def refuse_frozen(model: nn.Module) -> None:
     """Raises ValueError for a model without anything to train."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model must have a parameter with requires_grad=True; got a frozen network")
+
+
+def refuse_untrained(name: str, features: Mapping[str, Feature]) -> None:
+    """Raises ValueError where gradients are enabled and none of the layers has one."""
+    if torch.is_grad_enabled() and not any(feature.tensor.requires_grad for feature in features.values()):
+        raise ValueError(
+            f"{name} must have a layer above a parameter that is trained; {', '.join(features)} lie below all of them"
+        )
 
 
 def positions(x: Tensor) -> int:

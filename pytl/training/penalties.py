@@ -54,6 +54,10 @@ class Setting:
     def source(self) -> Source:
         return Source.copied(self.model)
 
+    def close(self) -> None:
+        if "source" in self.__dict__:
+            self.source.close()
+
     @cached_property
     def start_digest(self) -> str:
         """Of the transferred weights, before the first step: what the regularisers hold to."""
@@ -65,6 +69,7 @@ class Setting:
 def of(method: Method, setting: Setting) -> Iterator[Penalty | None]:
     """A method's regularisers together, closed in the end; None without any. They share the source's passes."""
     with ExitStack() as open_ones:
+        open_ones.callback(setting.close)
         made = [open_ones.enter_context(REGULARIZERS[name](setting, s)) for name, s in method.penalties.items()]
         yield made[0] if len(made) == 1 else Penalties(*made) if made else None
 
@@ -79,7 +84,7 @@ def _channel_weights(method: str, setting: Setting) -> ChannelWeights:
     kept = setting.folder and setting.folder / f"channel-weights-{method}-{setting.start_digest}.safetensors"
     if kept and kept.exists():
         return ChannelWeights.load(kept)
-    network = copy.deepcopy(setting.model)
+    network = copy.deepcopy(unwrapped(setting.model))
     train_head(network, setting)
     found = channel_weights(
         network,

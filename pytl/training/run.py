@@ -86,7 +86,8 @@ class Run:
 
     def _known_steps(self, what: str) -> int:
         if self.steps_total is None:
-            raise TypeError(f"{what} needs a train_loader with a length; schedule='constant' does not")
+            hint = "; schedule='constant' does not" if "schedule" in what else ""
+            raise TypeError(f"{what} needs a train_loader with a length{hint}")
         return self.steps_total
 
     @property
