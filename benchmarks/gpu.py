@@ -1,6 +1,6 @@
 """All that a machine with an NVIDIA GPU can tell, in under ten minutes: ``make gpu``. Downloads nothing.
 
-Builds the core for this GPU, runs the tests on it, the benchmark, and a memory checker where there is one. Each stage
+Builds the core for this GPU, runs the tests on it, the benchmarks, and a memory checker where there is one. Each stage
 has a time limit; its output goes to build/gpu/. A short table of the stages comes last.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "build" / "gpu"
-SUITE = ("gram", "steps", "directions", "contract", "bad_input", "schedule")
+SUITE = ("gram", "steps", "directions", "contract", "bad_input", "schedule", "feature_ops")
 SMALL = ("tests/test_cuda.py", "-k", "test_bits_are_the_same_in_every_run and AdamW and not rule")
 SECONDS_IN_ALL = 570
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
@@ -37,13 +37,17 @@ def sanitizer(tool: str) -> tuple[str, ...]:
     return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *PYTEST, *SMALL)
 
 
-BENCH = (sys.executable, "-m", "pytl", "bench", "--device", "cuda", "--time-limit", "230")
+def bench(what: str, seconds: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "pytl", "bench", what, "--device", "cuda", "--time-limit", str(seconds))
+
+
 STAGES = (
     Stage("build", (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"), 120),
     Stage("doctor", (sys.executable, "-m", "pytl", "doctor"), 20, shown=True),
-    Stage("tests of the device", (*PYTEST, "tests/test_cuda.py"), 80),
+    Stage("tests of the device", (*PYTEST, "tests/test_cuda.py", "tests/test_cuda_features.py"), 80),
     Stage("suite on the device", (*PYTEST, "--device", "cuda", *(f"tests/test_{name}.py" for name in SUITE)), 80),
-    Stage("benchmark", BENCH, 270, shown=True),
+    Stage("benchmark", bench("optimizers", 165), 195, shown=True),
+    Stage("feature benchmark", bench("features", 55), 75, shown=True),
     Stage("memcheck", sanitizer("memcheck"), 60, tool="compute-sanitizer"),
     Stage("racecheck", sanitizer("racecheck"), 60, tool="compute-sanitizer"),
 )

@@ -9,6 +9,7 @@
 #include "cpu/threads.h"
 #if defined(PYTL_CUDA)
 #include "cuda/devices.h"
+#include "cuda/features.h"
 #include "cuda/plan.h"
 #endif
 
@@ -218,6 +219,44 @@ Logits logits_of(const py::handle& o) {
           integer("columns"),          o.attr("temperature").cast<double>(), o.attr("dtype").cast<DType>()};
 }
 
+#if defined(PYTL_CUDA)
+cuda::Site site_of(int64_t scratch, int device, int64_t stream) {
+  return {device, pointer<void>(stream), pointer<char>(scratch)};
+}
+
+// As bind_features, each with a call's scratch, device and stream.
+void bind_cuda_features(py::module_ m) {
+  m.def("feature_distance", [](const py::handle& pair, int64_t value, int64_t scratch, int device, int64_t stream) {
+    cuda::feature_distance(pair_of(pair), pointer<double>(value), site_of(scratch, device, stream));
+  });
+  m.def("feature_distance_gradient", [](const py::handle& pair, int64_t task, int64_t factor, int64_t to,
+                                        int64_t scratch, int device, int64_t stream) {
+    cuda::feature_distance_gradient(pair_of(pair), pointer<char>(task), pointer<double>(factor), pointer<char>(to),
+                                    site_of(scratch, device, stream));
+  });
+  m.def("attention_map", [](const py::handle& activations, int64_t map, int64_t inverse_norms, int64_t scratch,
+                            int device, int64_t stream) {
+    cuda::attention_map(activations_of(activations), pointer<char>(map), pointer<double>(inverse_norms),
+                        site_of(scratch, device, stream));
+  });
+  m.def("attention_map_gradient", [](const py::handle& activations, int64_t map, int64_t inverse_norms,
+                                     int64_t gradient, int64_t to, int64_t scratch, int device, int64_t stream) {
+    cuda::attention_map_gradient(activations_of(activations), pointer<char>(map), pointer<double>(inverse_norms),
+                                 pointer<char>(gradient), pointer<char>(to), site_of(scratch, device, stream));
+  });
+  m.def("distillation", [](const py::handle& logits, int64_t value, int64_t to, int64_t scratch, int device,
+                           int64_t stream) {
+    cuda::distillation(logits_of(logits), pointer<double>(value), pointer<char>(to), site_of(scratch, device, stream));
+  });
+  m.def("feature_distance_scratch", [](const py::handle& o) { return cuda::feature_distance_scratch(pair_of(o)); });
+  m.def("feature_distance_gradient_scratch", [](const py::handle&) { return 0; });
+  m.def("attention_map_scratch", [](const py::handle& o) { return cuda::attention_map_scratch(activations_of(o)); });
+  m.def("attention_map_gradient_scratch",
+        [](const py::handle& o) { return cuda::attention_map_gradient_scratch(activations_of(o)); });
+  m.def("distillation_scratch", [](const py::handle& o) { return cuda::distillation_scratch(logits_of(o)); });
+}
+#endif
+
 void bind_features(py::module_ m) {
   m.def("feature_distance", [](const py::handle& pair, int64_t value) {
     const FeaturePair of = pair_of(pair);
@@ -279,7 +318,9 @@ PYBIND11_MODULE(_core, m) {
       .def("sgd", &Plan::sgd)
       .def("adamw", &Plan::adamw);
 #if defined(PYTL_CUDA)
-  bind_cuda(m.def_submodule("cuda"));
+  py::module_ on_cuda = m.def_submodule("cuda");
+  bind_cuda(on_cuda);
+  bind_cuda_features(on_cuda);
 #endif
   bind_features(m);
   m.def("direction_weights", &direction_weights_of);

@@ -20,8 +20,9 @@ assert name not in sys.modules
 sys.modules[name] = module_from_spec(spec)
 loader.exec_module(sys.modules[name])
 
-from pytl.ops import plan, tensor_list  # noqa: E402 - the core is chosen above
+from pytl.ops import features, plan, tensor_list  # noqa: E402 - the core is chosen above
 
-plan.current_stream = lambda device: 0
+plan.current_stream = features.current_stream = lambda device: 0
 plan.is_capturing = lambda: False
+features.is_cuda = lambda device: True
 tensor_list.plan_of = lambda addresses, device: plan.CudaPlan(addresses, device) if addresses else plan.CpuPlan([])

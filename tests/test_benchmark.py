@@ -15,11 +15,12 @@ import torch
 from pytl import benchmark
 from pytl.benchmark import chart, comparison, cuda_cases, devices, gpu, kernels, rivals, shapes, summary
 from pytl.benchmark.allocations import allocations
-from pytl.benchmark.cases import CASES, Case, Pairing, Target
+from pytl.benchmark.cases import CASES, OptimizerCase
 from pytl.benchmark.comparison import Limits, compare, disagreement
-from pytl.benchmark.contenders import CONTENDERS
+from pytl.benchmark.contenders import CONTENDERS, OPTIMIZERS
 from pytl.benchmark.cuda import Cuda
 from pytl.benchmark.deadline import Deadline
+from pytl.benchmark.pairing import Pairing, Target
 from pytl.benchmark.parameters import CPU, random_set, sets_to_rotate
 from pytl.benchmark.records import Comparison, DeviceMeasurement, NotTimed
 from pytl.benchmark.timing import Spread, spread
@@ -36,8 +37,8 @@ def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"pytl.benchmark.{module}._COPIED", 1 << 20)
 
 
-def case(*pairings: Pairing, dtype: torch.dtype = torch.float32) -> Case:
-    return Case("small", "small tensors", lambda: SHAPES, pairings, dtype, in_cache=True)
+def case(*pairings: Pairing, dtype: torch.dtype = torch.float32) -> OptimizerCase:
+    return OptimizerCase("small", "small tensors", pairings, lambda: SHAPES, dtype=dtype, in_cache=True)
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -62,7 +63,7 @@ def test_llama_fits_what_it_is_given() -> None:
     assert shapes.llama_8b_within(1e10) == shapes.llama_8b()
 
 
-SAME = {(p.ours, p.rival) for one in CASES.values() for p in one.pairings if p.same_weights and p.rival != "compiled"}
+SAME = {(p.ours, p.rival) for one in CASES.values() for p in one.pairings if p.same_results and p.rival != "compiled"}
 
 
 @pytest.mark.parametrize(("ours", "rival"), sorted(SAME))
@@ -108,7 +109,7 @@ def test_what_does_not_fit_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
     assert "GiB are available" in found.reason
 
 
-OURS = [name for name, one in CONTENDERS.items() if one.is_ours and name != "pytl-dtnh-graph"]
+OURS = [one.name for one in OPTIMIZERS if one.is_ours and one.name != "pytl-dtnh-graph"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -136,7 +137,7 @@ def test_steady_step_is_profiled(name: str) -> None:
     ],
 )
 def test_bytes_are_those_of_the_formula(name: str, dtype: torch.dtype, expected: int) -> None:
-    assert CONTENDERS[name].bytes_per_parameter(dtype) == expected
+    assert CONTENDERS[name].bytes_per_element(dtype) == expected
 
 
 def test_data_are_random_and_repeatable() -> None:
@@ -152,6 +153,7 @@ def test_sets_leave_the_caches() -> None:
     assert sets_to_rotate(shapes.tiny(), torch.float32) > 2
     assert sets_to_rotate(shapes.ones(), torch.float32) == 16
     assert sets_to_rotate(shapes.tiny(), torch.float32, 4 * 60 << 20) == 10
+    assert (CASES["ones"].sets(4 << 20), CASES["ones-cold"].sets(4 << 20)) == (1, 16)
 
 
 def test_spread_is_in_order() -> None:
@@ -178,7 +180,7 @@ def test_target_is_met_or_missed(target: Target, value: float, met: bool) -> Non
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     pairings = (
-        Pairing("pytl-dtnh", "torch", Target("time ratio", 1e-9), same_weights=False),
+        Pairing("pytl-dtnh", "torch", Target("time ratio", 1e-9), same_results=False),
         Pairing("pytl", "torch", Target("microseconds", 1e9)),
         Pairing("pytl-dtnh", "eager"),
         Pairing("pytl-sgd", "torch-sgd"),
@@ -214,7 +216,7 @@ def test_disagreement_fails_the_run(
 
 
 def test_chart_relates_rivals_to_the_baseline() -> None:
-    pairings = (Pairing("pytl-dtnh", "torch", same_weights=False), Pairing("pytl-dtnh", "eager"))
+    pairings = (Pairing("pytl-dtnh", "torch", same_results=False), Pairing("pytl-dtnh", "eager"))
     found = [compare(case(), pairing, BRIEF) for pairing in pairings]
     compared = [one for one in found if isinstance(one, Comparison)]
     (panel,) = chart.panels(compared)
@@ -294,6 +296,9 @@ def gpu_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         "empty_cache": lambda: None,
         "mem_get_info": lambda place: (1 << 32, 1 << 33),
         "memory_stats": lambda place: dict(counters),
+        "memory_allocated": lambda place: 300,
+        "reset_peak_memory_stats": lambda place: CALLS.append("reset"),
+        "max_memory_allocated": lambda place: 1000,
         "get_device_properties": lambda place: CHIP,
         "is_available": lambda: True,
     }
@@ -353,6 +358,11 @@ def test_allocations_on_a_gpu_are_its_allocators(gpu_of_the_tests: Cuda, monkeyp
     assert (found.count, found.bytes) == (3, 1536)
 
 
+def test_peak_on_a_gpu_is_its_allocators(gpu_of_the_tests: Cuda) -> None:
+    assert gpu_of_the_tests.peak_bytes(lambda: CALLS.append("step")) == 700
+    assert CALLS == ["reset", "step"]
+
+
 def test_kernels_alone_do_their_part_of_a_step() -> None:
     p = random_set(SHAPES, torch.float32, 0)
     before = [w.detach().clone() for w in p.weights]
@@ -384,9 +394,9 @@ def test_captured_step_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_floor_ratio_tells_both_floors() -> None:
-    found = compare(case(), Pairing("pytl-dtnh", "torch", same_weights=False), BRIEF)
+    found = compare(case(), Pairing("pytl-dtnh", "torch", same_results=False), BRIEF)
     assert isinstance(found, Comparison)
-    ours = replace(found.ours, bytes_per_parameter=32, share_of_copy_rate=0.8)
+    ours = replace(found.ours, bytes_per_element=32, share_of_copy_rate=0.8)
     verdict = judge(Target("floor ratio", 1.0, 44), found.ratio, ours, found.rival)
     assert (verdict.target, verdict.found) == ("<= 1.00 of the 44 B floor", "0.91 (1.25 of the 32 B floor)")
     assert verdict.met
@@ -432,7 +442,7 @@ def test_faults_fail_the_run(error: type[Exception], is_failure: bool, monkeypat
 @pytest.fixture
 def small_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pairings = (
-        Pairing("pytl-dtnh", "torch", Target("floor ratio", 1e-9, 44), same_weights=False),
+        Pairing("pytl-dtnh", "torch", Target("floor ratio", 1e-9, 44), same_results=False),
         Pairing("pytl", "torch", Target("host microseconds", 1e9)),
         Pairing("pytl-dtnh", "eager", Target("speed-up", 1e-9)),
         Pairing("pytl-dtnh", "torch-sgd", Target("speed-up", 1)),

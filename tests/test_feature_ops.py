@@ -209,6 +209,14 @@ def test_a_core_that_is_demanded_and_missing_is_an_error(monkeypatch: pytest.Mon
         assert call(x, x) == 0  # type: ignore[operator]
 
 
+def test_gradients_of_a_graph_that_is_kept_are_the_same_each_time() -> None:
+    x, source = drawn((3, 5), 1).requires_grad_(), drawn((3, 5), 2)
+    value = ops.distillation(x, source, 2.0)
+    expected = 3 * divergence_and_gradient(array(x), array(source), 2.0)[1]
+    for keep in (True, True, False):
+        close(torch.autograd.grad(3 * value, x, retain_graph=keep)[0], expected, 1e-10)
+
+
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "distance": lambda x, s: ops.feature_distance(x, s, torch.linspace(0.1, 2, x.shape[1], dtype=x.dtype)),
     "attention": ops.attention_map_distance,

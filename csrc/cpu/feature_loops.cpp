@@ -94,7 +94,7 @@ void scale(DType dtype, const void* from, Weights<Real> weights, int64_t n, void
     const Stored* __restrict a = static_cast<const Stored*>(from);
     Stored* __restrict out = static_cast<Stored*>(to);
     const Real* __restrict w = weights.of;
-    const Real one = *w;
+    const Real one = weights.each ? Real(1) : *w;
     if (weights.each) {
 #pragma omp simd
       for (int64_t i = 0; i < n; i++) out[i] = Narrow<Stored>::from(w[i] * widen<Real>(a[i]));

@@ -30,21 +30,6 @@ __device__ WeightsRow own_weights(const Tables<Options>& t, int32_t i) {
   return rule_weights(group.rule, group.decoupled, get(&t.rows[i]));
 }
 
-// A block's sum of one number a thread, for all of them.
-__device__ inline double over_block(double x) {
-  struct Sums {
-    double of[kWarps];
-  };
-  double (&sums)[kWarps] = shared<Sums>().of;
-  const double own = over_lanes(x);
-  __syncthreads();
-  if (lane() == 0) sums[warp()] = own;
-  __syncthreads();
-  double sum = 0;
-  for (int k = 0; k < kWarps; k++) sum += sums[k];
-  return sum;
-}
-
 // What each parameter's step is: with the weights given, without them with its group's rule and its own row, or, where
 // no look has been taken, the plain sum.
 template <class Options>

@@ -48,15 +48,13 @@ __device__ inline uint32_t observe(const uint32_t* flag) {
 }
 __device__ inline void relax() { __nanosleep(64); }
 
-// Accesses to operands. They bypass the L1 cache, where nothing is used twice; what will not be used again in this
-// launch leaves the L2 cache first.
-template <class T>
+// Accesses to operands, and where they stay for their next use in this launch: in the L1 cache of this processor, in
+// the L2 cache, or in neither, which they then leave first.
+enum class Kept { in_l1, in_l2, nowhere };
+template <Kept kept, class T>
 __device__ T load(const T* from) {
-  return __ldcg(from);
-}
-template <class T>
-__device__ T load_last(const T* from) {
-  return __ldcs(from);
+  if (kept == Kept::in_l1) return __ldca(from);
+  return kept == Kept::in_l2 ? __ldcg(from) : __ldcs(from);
 }
 template <class T>
 __device__ void store_last(T* to, T value) {

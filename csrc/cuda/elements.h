@@ -1,7 +1,5 @@
 // A thread's elements of a parameter: as many as 16 bytes of the narrowest operand hold, or one.
 #pragma once
-#include <type_traits>
-
 #include "vector.h"
 
 namespace pytl::cuda {
@@ -28,7 +26,7 @@ struct Form : AnyForm<Stored, width> {
 // Whatever there may be: w0 of any dtype, penalties, a third state.
 template <class Stored, int width>
 struct FullForm : AnyForm<Stored, width> {
-  using Real = std::conditional_t<sizeof(Stored) == 8, double, float>;
+  using Real = RealOf<Stored>;
   using Start = Real;  // once it is loaded
   static constexpr bool full = true;
   static constexpr int states = 3;
@@ -49,20 +47,20 @@ struct Elements {
   If<Form::compensates> low;
   If<Form::full> penalty;
 
-  template <bool last, class Work>
+  template <Kept kept, class Work>
   __device__ static Elements load(const Work& work, int32_t i, bool with_weight) {
     Elements e = {};
-    e.gradient = load_vector<Stored, count, last>(work.gradient, i);
-    if (with_weight) e.weight = load_vector<Stored, count, last>(work.weight, i);
+    e.gradient = load_vector<Stored, count, kept>(work.gradient, i);
+    if (with_weight) e.weight = load_vector<Stored, count, kept>(work.weight, i);
     if constexpr (Form::compensates)
-      if (with_weight && work.compensation) e.low = load_vector<Stored, count, last>(work.compensation, i);
+      if (with_weight && work.compensation) e.low = load_vector<Stored, count, kept>(work.compensation, i);
     if constexpr (Form::full)
-      if (work.penalty) e.penalty = load_vector<Stored, count, last>(work.penalty, i);
+      if (work.penalty) e.penalty = load_vector<Stored, count, kept>(work.penalty, i);
     if (with_weight && work.start) {
       if constexpr (Form::full)
-        e.start = load_widened<Real, count, last>(work.start_dtype, work.start, i);
+        e.start = load_widened<Real, count, kept>(work.start_dtype, work.start, i);
       else
-        e.start = load_vector<typename Form::Start, count, last>(work.start, i);
+        e.start = load_vector<typename Form::Start, count, kept>(work.start, i);
     }
     return e;
   }

@@ -1,11 +1,8 @@
 // What sgd.cu and adamw.cu have in common.
 #pragma once
-#include <algorithm>
-#include <map>
-#include <mutex>
-
 #include "kernels.h"
 #include "launches.h"
+#include "occupancy.h"
 
 namespace pytl::cuda {
 
@@ -32,25 +29,14 @@ void with_form(FormId form, Launch launch) {
   }
 }
 
-// Asking CUDA costs microseconds, each time.
 template <class Kernel>
-int cached_blocks_at_once(Kernel kernel, int device) {
-  static std::mutex mutex;
-  static std::map<std::pair<Kernel, int>, int> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({kernel, device});
-  if (is_new) entry->second = blocks_at_once(kernel);
-  return entry->second;
-}
-
-template <class Kernel>
-int blocks_for(Kernel kernel, Range pieces, int device) {
-  return std::min(pieces.end - pieces.begin, cached_blocks_at_once(kernel, device));
+int blocks_on(Kernel kernel, Range pieces, int device) {
+  return blocks_for(kernel, pieces.end - pieces.begin, device);
 }
 
 template <class Kernel, class Options>
 void launch_on(Kernel kernel, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
-  launch(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+  launch(kernel, blocks_on(kernel, pieces, t.device), stream, t, pieces);
 }
 
 template <class Options>
@@ -74,7 +60,7 @@ template <class Options>
 void Launches<Options>::look_and_step(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
   with_form(id, [&](auto form) {
     const auto kernel = &cuda::look_and_step<decltype(form), Options>;
-    launch_together(kernel, blocks_for(kernel, pieces, t.device), stream, t, pieces);
+    launch_together(kernel, blocks_on(kernel, pieces, t.device), stream, t, pieces);
   });
 }
 

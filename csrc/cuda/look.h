@@ -47,17 +47,11 @@ __device__ GramRow look_at(const Work<Form, Options>& work) {
        first += work.run.of * Form::width) {
     Products<Form> products;
     for_each_part<Form>(work, first, [&](int32_t i, auto count) {
-      products.add(t, Elements<Form, decltype(count)::value>::template load<false>(work, i, t.regularised));
+      products.add(t, Elements<Form, decltype(count)::value>::template load<Kept::in_l2>(work, i, t.regularised));
     });
     products.add_to(sums);
   }
   return sums;
-}
-
-__device__ inline double over_lanes(double x) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
 }
 
 // visit(member, is_used) for each Gram number; `numbers` of them are used: 1, 3 or 5.

@@ -4,11 +4,10 @@
 #include <vector>
 
 #include "../tensor_list.h"
-#include "device.h"
+#include "sums.h"
 
 namespace pytl::cuda {
 
-constexpr int kWarp = 32, kWarps = kThreads / kWarp;
 static_assert(kThreads > kWarp, "a run is a warp's or a block's by the number of threads that share it");
 constexpr int32_t kPiece = 8 * kThreads;       // elements: 4096, of which 132 x 2 blocks hold 13 MB of float32 w, g, w0
 constexpr int32_t kMostPieces = 8 * kThreads;  // of a parameter: one warp adds up their sums

@@ -26,7 +26,7 @@ __device__ void step_some(const Work& work, Elements<Form, count>& e, int from, 
   auto& third = s[Form::states - 1];
 #pragma unroll
   for (int k = 0; k < Form::states; k++)
-    if (k < decision.states) s[k] = load_vector<Real, some, true>(work.states[k], i);
+    if (k < decision.states) s[k] = load_vector<Real, some, Kept::nowhere>(work.states[k], i);
 #pragma unroll
   for (int k = 0; k < some; k++) {
     const int j = from + k;
@@ -70,7 +70,7 @@ __device__ void step_on_vector(const Work<Form, Options>& work, int32_t first) {
   Products<Form> products;
   for_each_part<Form>(work, first, [&](int32_t i, auto count) {
     constexpr int many = decltype(count)::value;
-    auto elements = Elements<Form, many>::template load<true>(work, i, true);
+    auto elements = Elements<Form, many>::template load<Kept::nowhere>(work, i, true);
     if (looking) products.add(work.decision.terms, elements);
     if (looking && (i + many == first + Form::width || i + many == work.run.length)) products.add_to(shared_sums());
     if (looking && Form::compensates) elements.compute_anew();

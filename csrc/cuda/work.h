@@ -5,11 +5,6 @@
 
 namespace pytl::cuda {
 
-constexpr uint32_t kAllLanes = 0xffffffffu;
-
-__device__ inline int lane() { return threadIdx.x % kWarp; }
-__device__ inline int warp() { return threadIdx.x / kWarp; }
-
 // A warp's part of a piece: a run of a parameter's elements, which `of` threads take in turn.
 struct Run {
   int32_t parameter;  // -1: there is nothing for this warp

@@ -7,6 +7,22 @@
 
 namespace pytl {
 
+// Rounded before anything is taken from it: no fused multiply-add, so that equal logits have a gradient of 0.
+PYTL_INLINE float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+PYTL_INLINE double rounded_product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 template <class Real>
 struct Distillation {
   Real inverse_temperature, largest_s, largest_t;
@@ -24,7 +40,7 @@ struct Distillation {
     return T * (cross / sum_t + shift) + T * T * (std::log(sum_s) - std::log(sum_t));
   }
   PYTL_INLINE static Real gradient(Real e_s, Real e_t, Real factor_s, Real factor_t) {
-    return factor_s * e_s - factor_t * e_t;
+    return rounded_product(factor_s, e_s) - rounded_product(factor_t, e_t);
   }
 };
 

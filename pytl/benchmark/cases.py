@@ -1,104 +1,55 @@
-"""What is timed against what, on which shapes, and the targets that were set for it."""
+"""Which optimizers are timed on which lists of shapes, and the targets that were set for them on a CPU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any
 
 import torch
 
 from pytl.benchmark import shapes
+from pytl.benchmark.case import Case
 from pytl.benchmark.machine import available_bytes
+from pytl.benchmark.pairing import Pairing, Target
+from pytl.benchmark.parameters import ParameterSet, random_set, set_bytes, sets_to_rotate
+from pytl.benchmark.records import OptimizerComparison
 from pytl.benchmark.shapes import Shape, elements
 
-Quantity = Literal[
-    "time ratio",
-    "speed-up",
-    "microseconds",
-    "share of cores",
-    "host microseconds",
-    "floor ratio",
-    "share of copy rate",
-]
-_AT_MOST = ("time ratio", "microseconds", "host microseconds", "floor ratio")
-_FORMATS = {
-    "time ratio": "{:.2f}",
-    "speed-up": "{:.1f}x faster",
-    "microseconds": "{:.0f} us",
-    "share of cores": "{:.0%}",
-    "host microseconds": "{:.0f} us",
-    "floor ratio": "{:.2f}",
-    "share of copy rate": "{:.0%}",
-}
-_OF = {
-    "share of cores": " of the cores",
-    "host microseconds": " of the host",
-    "floor ratio": " of the {bytes} B floor",
-    "share of copy rate": " of the copy rate",
-}
-
 
 @dataclass(frozen=True)
-class Target:
-    quantity: Quantity
-    """Of pytl's time over the rival's, the inverse, pytl's step, pytl's CPU time over wall time and threads, the host's
-    part of pytl's step, pytl's time over that of moving so many bytes at the copy rate, or bytes over that rate."""
-    limit: float
-    bytes_per_parameter: int = 0
-    """Of the floor."""
-
-    def __str__(self) -> str:
-        of_what = _OF.get(self.quantity, "").format(bytes=self.bytes_per_parameter)
-        return f"{'<=' if self.at_most else '>='} {self.shown(self.limit)}{of_what}"
-
-    @property
-    def at_most(self) -> bool:
-        return self.quantity in _AT_MOST
-
-    def is_met(self, value: float) -> bool:
-        return value <= self.limit if self.at_most else value >= self.limit
-
-    def shown(self, value: float) -> str:
-        return _FORMATS[self.quantity].format(value)
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Names of ``contenders.CONTENDERS``."""
-
-    ours: str
-    rival: str
-    target: Target | None = None
-    same_weights: bool = True
-    """Whether both compute the same; else the rival does less, and the ratio is the price of the difference."""
-    quick: bool = True
-    """Whether it is part of a quick run; compiling alone takes minutes."""
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    words: str
+class OptimizerCase(Case):
     shapes: Callable[[], list[Shape]]
-    pairings: tuple[Pairing, ...]
-    dtype: torch.dtype = torch.float32
+    _: KW_ONLY
     in_cache: bool = False
     """Whether one set is stepped on again and again; else there are as many as leave the caches."""
-    quick: bool = False
-    """Whether it is part of a quick run."""
-    fills_memory: bool = False
-    """Whether the contenders, with one set each, have the device one after the other, and so are not compared."""
 
     @property
     def title(self) -> str:
         """With the number of parameters, where what is available decides it."""
-        size = f", {elements(self.shapes()) / 1e9:.2f}e9 parameters" if self.fills_memory else ""
-        return self.words + size
+        return self.words + (f", {self.elements / 1e9:.2f}e9 parameters" if self.fills_memory else "")
+
+    @property
+    def elements(self) -> int:
+        return elements(self.shapes())
+
+    def sets(self, rotated_bytes: int) -> int:
+        alone = self.in_cache or self.fills_memory
+        return 1 if alone else sets_to_rotate(self.shapes(), self.dtype, rotated_bytes)
+
+    def needed_bytes(self, sets: int) -> int:
+        alone = set_bytes(self.shapes(), self.dtype)
+        return alone if self.fills_memory else sets * self.elements * BYTES_PER_PARAMETER
+
+    def draw(self, seed: int, place: torch.device) -> ParameterSet:
+        return random_set(self.shapes(), self.dtype, seed, place)
+
+    def record(self, **figures: Any) -> OptimizerComparison:
+        return OptimizerComparison(tensors=len(self.shapes()), parameters=self.elements, **figures)
 
 
 def price(ours: str = "pytl-dtnh", rival: str = "torch", target: Target | None = None) -> Pairing:
     """What L2-SP and DTNH cost beside a rival that does neither."""
-    return Pairing(ours, rival, target, same_weights=False)
+    return Pairing(ours, rival, target, same_results=False)
 
 
 @cache  # what is available changes during a run
@@ -136,14 +87,14 @@ _HUGE = (price(target=Target("share of cores", 0.9)), _PLAIN, Pairing("pytl-dtnh
 _BFLOAT16 = (price(), _PLAIN, price("pytl-dtnh-kahan"))
 
 _ALL = (
-    Case("resnet50", "ResNet-50", shapes.resnet50, _RESNET, quick=True),
-    Case("vit-l16", "ViT-L/16", shapes.vit_large, (price(), _PLAIN, _EAGER)),
-    Case("llama", "Llama-like stack", _llama, (price(), _PLAIN, _EAGER)),
-    Case("llama-bf16", "Llama-like stack, bf16", _llama, _BFLOAT16, dtype=torch.bfloat16),
-    Case("tiny", "10,000 tensors of 64", shapes.tiny, _TINY, quick=True),
-    Case("ones", "host cost", shapes.ones, _ONES, in_cache=True, quick=True),
-    Case("ones-cold", "host cost, 16 sets in turn", shapes.ones, _COLD, quick=True),
-    Case("huge", "one tensor of 134 M", shapes.huge, _HUGE),
+    OptimizerCase("resnet50", "ResNet-50", _RESNET, shapes.resnet50, quick=True),
+    OptimizerCase("vit-l16", "ViT-L/16", (price(), _PLAIN, _EAGER), shapes.vit_large),
+    OptimizerCase("llama", "Llama-like stack", (price(), _PLAIN, _EAGER), _llama),
+    OptimizerCase("llama-bf16", "Llama-like stack, bf16", _BFLOAT16, _llama, dtype=torch.bfloat16),
+    OptimizerCase("tiny", "10,000 tensors of 64", _TINY, shapes.tiny, quick=True),
+    OptimizerCase("ones", "host cost", _ONES, shapes.ones, in_cache=True, quick=True),
+    OptimizerCase("ones-cold", "host cost, 16 sets in turn", _COLD, shapes.ones, quick=True),
+    OptimizerCase("huge", "one tensor of 134 M", _HUGE, shapes.huge),
 )
 
 CASES = {case.name: case for case in _ALL}

@@ -1,4 +1,4 @@
-"""One pairing on one list of shapes: the same weights first, then the times."""
+"""One pairing of a case: the same results first, then the times."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,23 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pytl.benchmark.cases import BYTES_PER_PARAMETER, Case, Pairing
+from pytl.benchmark.attempt import Disagreement, attempt
+from pytl.benchmark.case import Case
 from pytl.benchmark.contenders import CONTENDERS
 from pytl.benchmark.corner import AGREEMENT_STEPS, Corner, Setting
-from pytl.benchmark.deadline import Deadline, OutOfTime
+from pytl.benchmark.deadline import Deadline
 from pytl.benchmark.devices import Cpu, Device
-from pytl.benchmark.parameters import set_bytes, sets_to_rotate
+from pytl.benchmark.pairing import Pairing
 from pytl.benchmark.records import Comparison, Measurement, NotTimed
-from pytl.benchmark.shapes import elements
 from pytl.benchmark.timing import Sample, spread, time_rounds
 from pytl.benchmark.verdicts import judge
 
 ALLOWED_DISAGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Norm of the weights' difference over norm of their movement. In bfloat16 rounding is some percent of a movement."""
-
-
-class Disagreement(Exception):
-    """Two contenders that should compute the same weights do not: there is nothing to time."""
+"""Norm of the results' difference over norm of their change. In bfloat16 rounding is some percent of a step's."""
 
 
 class Limits(NamedTuple):
@@ -42,43 +38,24 @@ def compare(
 ) -> Comparison | NotTimed:
     """Times a pairing, by default on the CPU and without a deadline, or says why not."""
     deadline = deadline or Deadline()
-    try:
-        with deadline.enforced():
-            within = limits._replace(seconds=min(limits.seconds, deadline.left))
-            return _compare(case, pairing, within, device or Cpu())
-    except Disagreement as found:
-        reason, is_failure = str(found), True
-    except OutOfTime:
-        reason, is_failure = "out of time", False
-    except Exception as error:
-        reason = f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0]}"
-        is_failure = _is_fault(error)
-        if deadline.left <= 0:  # a compiler wraps what interrupts it
-            reason, is_failure = "out of time", False
+    within = limits._replace(seconds=min(limits.seconds, max(0, deadline.left)))
+    found = attempt(lambda: _compare(case, pairing, within, device or Cpu()), deadline)
+    if isinstance(found, Comparison):
+        return found
     ours, rival = CONTENDERS[pairing.ours].words, CONTENDERS[pairing.rival].words
-    return NotTimed(case.name, case.words, ours, rival, reason, is_failure)
-
-
-def _is_fault(error: Exception) -> bool:
-    """Whether code is wrong; else memory or a compiler is missing. A GPU's faults are RuntimeErrors too."""
-    return isinstance(error, torch.AcceleratorError) or not isinstance(error, RuntimeError | MemoryError)
+    return NotTimed(case.name, case.words, ours, rival, *found)
 
 
 def _compare(case: Case, pairing: Pairing, limits: Limits, device: Device) -> Comparison:
-    shapes = case.shapes()
-    one_set = case.in_cache or case.fills_memory
-    sets = 1 if one_set else sets_to_rotate(shapes, case.dtype, device.rotated_bytes())
-    needed = set_bytes(shapes, case.dtype) if case.fills_memory else sets * elements(shapes) * BYTES_PER_PARAMETER
-    _check_memory(needed, device.available_bytes())
+    sets = case.sets(device.rotated_bytes())
+    _check_memory(case.needed_bytes(sets), device.available_bytes())
     setting = Setting(case, device, sets, device.copy_rate())
     times = (_one_after_the_other if case.fills_memory else _in_pairs)(setting, pairing, limits)
     ratio = spread(times.ratios)
-    return Comparison(
+    return case.record(
         case=case.name,
         words=case.title,
         dtype=str(case.dtype).removeprefix("torch."),
-        tensors=len(shapes),
-        parameters=elements(shapes),
         sets=sets,
         pairs=len(times.ratios),
         ours=times.ours,
@@ -97,19 +74,13 @@ def _check_memory(needed: int, available: int) -> None:
 
 def _in_pairs(setting: Setting, pairing: Pairing, limits: Limits) -> _Times:
     ours, rival = (Corner(CONTENDERS[name], setting) for name in (pairing.ours, pairing.rival))
-    before = [w.detach().clone() for w in ours.sets[0].weights]
-    ours.begin()
-    rival.begin()
-    disagreement = None
-    if pairing.same_weights:
-        disagreement = _agreed(ours.sets[0].weights, rival.sets[0].weights, before)
-    del before
+    found = _begun(ours, rival, same_results=pairing.same_results)
     ours.warm_up()
     rival.warm_up()
     samples = time_rounds([ours.steps, rival.steps], setting.device.timed, *limits)
     ours_taken, rivals_taken = ([pair[i] for pair in samples] for i in range(2))
     ratios = _ratios(ours_taken, rivals_taken)
-    return _Times(ours.measured(ours_taken), rival.measured(rivals_taken), ratios, disagreement)
+    return _Times(ours.measured(ours_taken), rival.measured(rivals_taken), ratios, found)
 
 
 def _one_after_the_other(setting: Setting, pairing: Pairing, limits: Limits) -> _Times:
@@ -132,13 +103,23 @@ def _ratios(ours: Sequence[Sample], rival: Sequence[Sample]) -> list[float]:
     return [one.wall / other.wall for one, other in zip(ours, rival, strict=False)]  # alone, both may differ in number
 
 
-def _agreed(ours: Sequence[Tensor], rival: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """Raises Disagreement."""
-    found = disagreement(ours, rival, before)
-    allowed = ALLOWED_DISAGREEMENT[ours[0].dtype]
+def _begun(ours: Corner, rival: Corner, *, same_results: bool) -> float | None:
+    """The first steps; how far their results differ. Raises Disagreement."""
+    set_of_ours, set_of_rivals = ours.sets[0], rival.sets[0]
+    before = [[t.detach().clone() for t in part] for part in set_of_ours.results(None)] if same_results else []
+    returned = ours.begin(), rival.begin()
+    if not same_results:
+        return None
+    parts = zip(set_of_ours.results(returned[0]), set_of_rivals.results(returned[1]), before, strict=True)
+    return _agreed([disagreement(*part) for part in parts], ALLOWED_DISAGREEMENT[ours.setting.case.dtype])
+
+
+def _agreed(differences: Sequence[float], allowed: float) -> float:
+    """The greatest. Raises Disagreement."""
+    found = torch.tensor(differences).max().item()  # NaN where one is
     if not found <= allowed:
         raise Disagreement(
-            f"after {AGREEMENT_STEPS} steps the weights differ by {found:.1e} of their movement; allowed {allowed:.0e}"
+            f"after {AGREEMENT_STEPS} steps the results differ by {found:.1e} of their change; allowed {allowed:.0e}"
         )
     return found
 

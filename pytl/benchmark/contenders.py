@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from pytl.benchmark import rivals
+from pytl.benchmark.case import Contender
+from pytl.benchmark.features.contenders import FEATURES
 from pytl.benchmark.kernels import Captured, gram_alone, update_alone
 from pytl.benchmark.parameters import ParameterSet
-from pytl.benchmark.rivals import LR, MAX_GRAD_NORM, SP_DECAY, Step
+from pytl.benchmark.rivals import LR, MAX_GRAD_NORM, SP_DECAY
+from pytl.benchmark.timing import Step
 from pytl.optim import SGD, AdamW
 
 _WEIGHT_DECAY = 1e-2
@@ -17,10 +20,7 @@ _MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class Contender:
-    name: str
-    words: str
-    build: Callable[[ParameterSet], Step]
+class OptimizerContender(Contender):
     reads_start: bool = True
     updates: bool = True
     """Whether w is written; else it is read alone."""
@@ -29,12 +29,8 @@ class Contender:
     """Beside 16-bit weights; else the moments have the weights' dtype."""
     compensated: bool = False
 
-    @property
-    def is_ours(self) -> bool:
-        return self.name.startswith("pytl")
-
-    def bytes_per_parameter(self, dtype: torch.dtype) -> int:
-        """What must be moved, each operand once: w and moments read and written, g read, w0 read by L2-SP."""
+    def bytes_per_element(self, dtype: torch.dtype) -> int:
+        """Of a parameter: w and moments read and written, g read, w0 read by L2-SP."""
         size = dtype.itemsize
         moment_size = max(4, size) if self.float32_moments else size
         compensation = 2 * size if self.compensated and size == 2 else 0
@@ -86,24 +82,28 @@ def _torch_sgd(p: ParameterSet) -> Step:
     return torch.optim.SGD(p.weights, lr=LR, momentum=_MOMENTUM, fused=True).step
 
 
-_ALL = (
-    Contender("torch", "torch AdamW, fused", _torch_adamw, reads_start=False, float32_moments=False),
-    Contender("pytl", "pytl AdamW", _adamw(weight_decay=_WEIGHT_DECAY), reads_start=False),
-    Contender("pytl-dtnh", "pytl AdamW + L2-SP + DTNH", _dtnh()),
-    Contender("pytl-dtnh-clip", "pytl AdamW + L2-SP + DTNH + clipping", _dtnh(max_grad_norm=MAX_GRAD_NORM)),
-    Contender("pytl-dtnh-kahan", "pytl AdamW + L2-SP + DTNH + Kahan", _dtnh(compensated=True), compensated=True),
-    Contender("pytl-dtnh-one-thread", "the same on one thread", _on_one_thread),
-    Contender("pytl-dtnh-graph", "pytl's DTNH step in a CUDA graph", lambda p: Captured(_dtnh()(p))),
-    Contender("pytl-gram", "pytl's Gram numbers alone", gram_alone, updates=False, moments=0),
-    Contender("pytl-update", "pytl's AdamW update alone", update_alone),
-    Contender("pytl-reference", "pytl's reference (foreach=True)", _dtnh(foreach=True, fused=None)),
-    Contender("eager", "DTNH in PyTorch, best eager form", rivals.best_eager),
-    Contender("foreach", "DTNH in PyTorch, all foreach", rivals.all_foreach),
-    Contender("compiled", "DTNH in PyTorch, torch.compile", rivals.compiled),
-    Contender("autograd", "DTNH as people write it, clipping", rivals.autograd),
-    Contender("torch-sgd", "torch SGD, fused", _torch_sgd, reads_start=False, moments=1, float32_moments=False),
-    Contender("pytl-sgd", "pytl SGD", _sgd, reads_start=False, moments=1),
-    Contender("pytl-sgd-dtnh", "pytl SGD + L2-SP + DTNH", _sgd_dtnh, moments=1),
+OPTIMIZERS = (
+    OptimizerContender("torch", "torch AdamW, fused", _torch_adamw, reads_start=False, float32_moments=False),
+    OptimizerContender("pytl", "pytl AdamW", _adamw(weight_decay=_WEIGHT_DECAY), reads_start=False),
+    OptimizerContender("pytl-dtnh", "pytl AdamW + L2-SP + DTNH", _dtnh()),
+    OptimizerContender("pytl-dtnh-clip", "pytl AdamW + L2-SP + DTNH + clipping", _dtnh(max_grad_norm=MAX_GRAD_NORM)),
+    OptimizerContender(
+        "pytl-dtnh-kahan", "pytl AdamW + L2-SP + DTNH + Kahan", _dtnh(compensated=True), compensated=True
+    ),
+    OptimizerContender("pytl-dtnh-one-thread", "the same on one thread", _on_one_thread),
+    OptimizerContender("pytl-dtnh-graph", "pytl's DTNH step in a CUDA graph", lambda p: Captured(_dtnh()(p))),
+    OptimizerContender("pytl-gram", "pytl's Gram numbers alone", gram_alone, updates=False, moments=0),
+    OptimizerContender("pytl-update", "pytl's AdamW update alone", update_alone),
+    OptimizerContender("pytl-reference", "pytl's reference (foreach=True)", _dtnh(foreach=True, fused=None)),
+    OptimizerContender("eager", "DTNH in PyTorch, best eager form", rivals.best_eager),
+    OptimizerContender("foreach", "DTNH in PyTorch, all foreach", rivals.all_foreach),
+    OptimizerContender("compiled", "DTNH in PyTorch, torch.compile", rivals.compiled),
+    OptimizerContender("autograd", "DTNH as people write it, clipping", rivals.autograd),
+    OptimizerContender(
+        "torch-sgd", "torch SGD, fused", _torch_sgd, reads_start=False, moments=1, float32_moments=False
+    ),
+    OptimizerContender("pytl-sgd", "pytl SGD", _sgd, reads_start=False, moments=1),
+    OptimizerContender("pytl-sgd-dtnh", "pytl SGD + L2-SP + DTNH", _sgd_dtnh, moments=1),
 )
 
-CONTENDERS = {contender.name: contender for contender in _ALL}
+CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in (*OPTIMIZERS, *FEATURES)}

@@ -7,8 +7,7 @@ import torch
 
 from pytl.benchmark.allocations import Allocations
 from pytl.benchmark.gpu import GpuMachine, this_gpu
-from pytl.benchmark.rivals import Step
-from pytl.benchmark.timing import COPIES, Sample, Spread, clocked, spread
+from pytl.benchmark.timing import COPIES, Sample, Spread, Step, clocked, spread
 
 _COPIED = 1 << 28  # elements: 1 GiB in float32
 _CACHES_LEFT = 4  # as many times the L2 cache lies between two steps on one set
@@ -75,6 +74,13 @@ class Cuda:
         after = torch.cuda.memory_stats(self.place)
         taken = (after[key] - before[key] for key in ("allocation.all.allocated", "allocated_bytes.all.allocated"))
         return Allocations(*taken)
+
+    def peak_bytes(self, step: Step) -> int:
+        """By the same counters, which count blocks of 512 bytes."""
+        before = int(torch.cuda.memory_allocated(self.place))
+        torch.cuda.reset_peak_memory_stats(self.place)
+        step()
+        return int(torch.cuda.max_memory_allocated(self.place)) - before
 
     def machine(self) -> GpuMachine:
         return this_gpu(self.place, self.copy_rate())

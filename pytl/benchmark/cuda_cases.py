@@ -1,12 +1,13 @@
-"""What is timed on a GPU, and the targets that were set for it."""
+"""Which optimizers are timed on a GPU, and the targets that were set for them."""
 
 from functools import cache
 
 import torch
 
 from pytl.benchmark import shapes
-from pytl.benchmark.cases import BYTES_PER_PARAMETER, Case, Pairing, Target, price
+from pytl.benchmark.cases import BYTES_PER_PARAMETER, OptimizerCase, price
 from pytl.benchmark.cuda import free_bytes
+from pytl.benchmark.pairing import Pairing, Target
 from pytl.benchmark.shapes import Shape
 
 _KEPT = 3 * 2 + 2 + 2 * 4  # bytes a parameter in bf16: w, g, w0 and pytl's own w0, moments in float32
@@ -47,24 +48,19 @@ _RESNET = (
     Pairing("pytl-dtnh", "compiled", quick=False),
 )
 _LLAMA_8B = (price(target=_FLOOR_BFLOAT16), price(rival="eager", target=Target("speed-up", 1.8)), *_KERNELS)
+_TINY = (Pairing("pytl", "torch", _TWENTY), price(target=_TWENTY))
 _ONES = (price(target=Target("host microseconds", 60)), _PLAIN, _EAGER)
 _BFLOAT16 = (price(), Pairing("pytl", "torch"), price("pytl-dtnh-kahan"))  # torch's moments are bf16: 14 B against 22
 
 _ALL = (
-    Case("resnet50", "ResNet-50", shapes.resnet50, _RESNET, quick=True),
-    Case("vit-l16", "ViT-L/16", shapes.vit_large, (price(target=_FLOOR), _PLAIN, *_KERNELS, _EAGER)),
-    Case("ones", "host cost", shapes.ones, _ONES, in_cache=True, quick=True),
-    Case("llama-8b", "8B-like", _llama_8b, _LLAMA_8B, dtype=torch.bfloat16, fills_memory=True),
-    Case(
-        "tiny",
-        "10,000 tensors of 64",
-        shapes.tiny,
-        (Pairing("pytl", "torch", _TWENTY), price(target=_TWENTY)),
-        quick=True,
-    ),
-    Case("llama", "Llama-like stack", _llama, (price(), _PLAIN, *_KERNELS, _EAGER)),
-    Case("huge", "one tensor of 134 M", shapes.huge, (price(), _PLAIN)),
-    Case("llama-bf16", "Llama-like stack, bf16", _llama, _BFLOAT16, dtype=torch.bfloat16),
+    OptimizerCase("resnet50", "ResNet-50", _RESNET, shapes.resnet50, quick=True),
+    OptimizerCase("vit-l16", "ViT-L/16", (price(target=_FLOOR), _PLAIN, *_KERNELS, _EAGER), shapes.vit_large),
+    OptimizerCase("ones", "host cost", _ONES, shapes.ones, in_cache=True, quick=True),
+    OptimizerCase("llama-8b", "8B-like", _LLAMA_8B, _llama_8b, dtype=torch.bfloat16, fills_memory=True),
+    OptimizerCase("tiny", "10,000 tensors of 64", _TINY, shapes.tiny, quick=True),
+    OptimizerCase("llama", "Llama-like stack", (price(), _PLAIN, *_KERNELS, _EAGER), _llama),
+    OptimizerCase("huge", "one tensor of 134 M", (price(), _PLAIN), shapes.huge),
+    OptimizerCase("llama-bf16", "Llama-like stack, bf16", _BFLOAT16, _llama, dtype=torch.bfloat16),
 )
 
 CASES = {case.name: case for case in _ALL}

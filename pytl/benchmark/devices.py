@@ -4,12 +4,11 @@ from typing import Protocol
 
 import torch
 
-from pytl.benchmark.allocations import Allocations, allocations
+from pytl.benchmark.allocations import Allocations, allocations, peak_bytes
 from pytl.benchmark.cuda import Cuda
 from pytl.benchmark.machine import Machine, available_bytes, this_machine
 from pytl.benchmark.parameters import CPU, cpu_rotated_bytes
-from pytl.benchmark.rivals import Step
-from pytl.benchmark.timing import Spread, Timed, copy_rate, timed_on_cpu
+from pytl.benchmark.timing import Spread, Step, Timed, copy_rate, timed_on_cpu
 from pytl.ops import core
 
 
@@ -23,13 +22,16 @@ class Device(Protocol):
     def available_bytes(self) -> int: ...
 
     def rotated_bytes(self) -> int:
-        """Parameter sets of this size together leave the caches."""
+        """Sets of data of this size together leave the caches."""
 
     def synchronize(self) -> None: ...
 
     def copy_rate(self) -> Spread: ...
 
     def allocations(self, step: Step) -> Allocations: ...
+
+    def peak_bytes(self, step: Step) -> int:
+        """The most that a step holds at once, beyond what was there before it."""
 
     def machine(self) -> Machine: ...
 
@@ -41,6 +43,7 @@ class Cpu:
     rotated_bytes = staticmethod(cpu_rotated_bytes)
     copy_rate = staticmethod(copy_rate)
     allocations = staticmethod(allocations)
+    peak_bytes = staticmethod(peak_bytes)
     machine = staticmethod(this_machine)
 
     def synchronize(self) -> None:

@@ -3,7 +3,8 @@
 import torch
 
 from pytl.benchmark.parameters import ParameterSet
-from pytl.benchmark.rivals import LR, SP_DECAY, Step
+from pytl.benchmark.rivals import LR, SP_DECAY
+from pytl.benchmark.timing import Step
 from pytl.directions import find
 from pytl.ops import adamw
 from pytl.ops.step import look, step_weights

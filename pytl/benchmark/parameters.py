@@ -25,6 +25,9 @@ class ParameterSet:
     weights: list[Tensor]
     starts: list[Tensor]
 
+    def results(self, returned: object) -> list[list[Tensor]]:
+        return [self.weights]
+
     @property
     def device(self) -> torch.device:
         return self.weights[0].device
@@ -49,7 +52,9 @@ def _noise(device: torch.device) -> Tensor:
     return torch.cat([once, once]).to(device)
 
 
-class _Draw:
+class Draw:
+    """Standard normal numbers, scaled; the same for the same seed."""
+
     def __init__(self, seed: int, device: torch.device) -> None:
         self._random = Random(seed)
         self._device = device
@@ -65,7 +70,7 @@ class _Draw:
 
 def random_set(shapes: list[Shape], dtype: torch.dtype, seed: int, device: torch.device = CPU) -> ParameterSet:
     """The same numbers for the same seed."""
-    draw = _Draw(seed, device)
+    draw = Draw(seed, device)
     drawn = ParameterSet([], [])
     for shape in shapes:
         weight = torch.nn.Parameter(draw(shape, _WEIGHT_SCALE, dtype))
@@ -86,6 +91,10 @@ def cpu_rotated_bytes() -> int:
 
 
 def sets_to_rotate(shapes: list[Shape], dtype: torch.dtype, rotated_bytes: int | None = None) -> int:
-    """So many that those of both contenders together have these bytes, by default the processor's; at most 16 each."""
-    beyond = cpu_rotated_bytes() if rotated_bytes is None else rotated_bytes
-    return min(_MOST_SETS, ceil(beyond / 2 / set_bytes(shapes, dtype)))
+    """Of parameters; by default beyond the processor's caches."""
+    return sets_of(set_bytes(shapes, dtype), cpu_rotated_bytes() if rotated_bytes is None else rotated_bytes)
+
+
+def sets_of(bytes_each: int, rotated_bytes: int) -> int:
+    """So many that those of both contenders together have these bytes; at most 16 each."""
+    return min(_MOST_SETS, ceil(rotated_bytes / 2 / bytes_each))

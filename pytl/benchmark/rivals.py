@@ -3,7 +3,7 @@
 r = sp_decay * (w - w0);  r' = r - min(0, <g,r>) / <g,g> * g  for each tensor;  w -= lr * r'  beside AdamW fed with g
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from pytl.benchmark.parameters import ParameterSet
-
-Step = Callable[[], Any]
+from pytl.benchmark.timing import Step
 
 LR = 1e-3
 SP_DECAY = 1e-2

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from pytl.benchmark.cases import Case, Pairing
+from pytl.benchmark.case import Case
 from pytl.benchmark.contenders import CONTENDERS
+from pytl.benchmark.pairing import Pairing
 from pytl.benchmark.records import Comparison, NotTimed
 
 MOST_LINES = 15

@@ -4,35 +4,35 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytl.benchmark.machine import Machine
-from pytl.benchmark.records import Comparison, DeviceMeasurement, Measurement, NotTimed
+from pytl.benchmark.records import Comparison, DeviceMeasurement, Measurement, Run
 from pytl.benchmark.timing import Spread
 from pytl.extras import require
 
-_WIDTH = 190  # where there is no terminal to ask
-_COLUMNS = ("pytl", "against", "pytl's step", "the other's", "ratio (p20 to p80)", "GB/s", "of copy", "target")
+_WIDTH = 200  # where there is no terminal to ask
+_COLUMNS = ("pytl", "against", "pytl's time", "the other's", "ratio (p20 to p80)", "GB/s", "of copy", "target")
 _HOST = "host's part, us"
 _LEFT = ("pytl", "against", "target")
 Paint = Callable[[str, str], str]
 """Text and colour -> marked text."""
 
 
-def show(comparisons: Sequence[Comparison], not_timed: Sequence[NotTimed], machine: Machine) -> None:
-    """Prints a table for each list of shapes, what was not timed and why, and the allocations."""
+def show(run: Run, timed: str, notes: Sequence[str]) -> None:
+    """Prints a table for each case, what was not timed and why, and the notes. Figures of time are of what is timed."""
     try:
         console = require("rich.console", "cli").Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     except ImportError:
         console = None
     say: Callable[..., None] = console.print if console else print
-    say(machine.headline)
-    say("Step: median (p20 to p80). Ratio: pytl's time over the other's, median of the pairs.")
-    for case in dict.fromkeys(comparison.case for comparison in comparisons):
-        of_case = [comparison for comparison in comparisons if comparison.case == case]
+    say(run.machine.headline)
+    say(f"{timed}: median (p20 to p80). Ratio: pytl's time over the other's, median of the pairs.")
+    for case in dict.fromkeys(comparison.case for comparison in run.comparisons):
+        of_case = [comparison for comparison in run.comparisons if comparison.case == case]
         say(_drawn(of_case) if console else _plain(of_case))
     style: dict[str, Any] = {"style": "red", "markup": False} if console else {}
-    for one in not_timed:
+    for one in run.not_timed:
         say(f"not timed: {one.words}: {one.ours} against {one.rival}: {one.reason}", **style)
-    say(allocation_note(comparisons))
+    for note in notes:
+        say(note)
 
 
 def _drawn(comparisons: Sequence[Comparison]) -> Any:
@@ -55,7 +55,7 @@ def _plain(comparisons: Sequence[Comparison]) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.words}: {size(comparison)}"
+    return f"{comparison.words}: {comparison.size}"
 
 
 def _cells(comparisons: Sequence[Comparison], paint: Paint) -> list[list[str]]:
@@ -74,8 +74,8 @@ def _row(comparison: Comparison, paint: Paint) -> list[str]:
         duration(ours),
         duration(rival),
         f"{ratio.p50:.3f} ({ratio.p20:.3f} to {ratio.p80:.3f})",
-        f"{ours.gigabytes_per_second:.2g}",
-        f"{ours.share_of_copy_rate:.0%}",
+        "" if ours.gigabytes_per_second is None else f"{ours.gigabytes_per_second:.2g}",
+        "" if ours.share_of_copy_rate is None else f"{ours.share_of_copy_rate:.0%}",
         *([" / ".join(hosts)] if hosts else []),
         verdict(comparison, paint),
     ]
@@ -92,13 +92,6 @@ def in_unit(milliseconds: Spread) -> tuple[Spread, str]:
     if milliseconds.p50 < 1:
         return milliseconds.scaled(1e3), "us"
     return (milliseconds, "ms") if milliseconds.p50 < 1000 else (milliseconds.scaled(1e-3), "s")
-
-
-def size(comparison: Comparison) -> str:
-    """``161 tensors, 25.56 M parameters, float32``."""
-    many = comparison.parameters
-    parameters = f"{many / 1e6:.4g} M" if many >= 1e5 else f"{many:,}"
-    return f"{comparison.tensors:,} tensor{'s' * (comparison.tensors > 1)}, {parameters} parameters, {comparison.dtype}"
 
 
 def verdict(comparison: Comparison, paint: Paint) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import quantiles
 from time import perf_counter, process_time
+from typing import Any
 
 import torch
 
-from pytl.benchmark.rivals import Step
+Step = Callable[[], Any]
 
 LEAST_ROUNDS = 5  # however long a step takes
 COPIES = 9

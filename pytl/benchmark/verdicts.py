@@ -2,7 +2,7 @@
 
 import torch
 
-from pytl.benchmark.cases import Target
+from pytl.benchmark.pairing import Target
 from pytl.benchmark.records import DeviceMeasurement, Measurement, Verdict
 from pytl.benchmark.timing import Spread
 
@@ -21,8 +21,8 @@ def _value(target: Target, ratio: Spread, ours: Measurement) -> float:
         "microseconds": lambda: 1e3 * ours.milliseconds.p50,
         "share of cores": lambda: ours.cores / torch.get_num_threads(),
         "host microseconds": lambda: _host_microseconds(ours),
-        "floor ratio": lambda: _over_floor(ours, target.bytes_per_parameter),
-        "share of copy rate": lambda: ours.share_of_copy_rate,
+        "floor ratio": lambda: _over_floor(ours, target.bytes_per_element),
+        "share of copy rate": lambda: _share(ours),
     }[target.quantity]()
 
 
@@ -31,16 +31,21 @@ def _host_microseconds(measured: Measurement) -> float:
     return measured.host_microseconds.p50
 
 
-def _over_floor(ours: Measurement, bytes_per_parameter: int) -> float:
+def _share(ours: Measurement) -> float:
+    assert ours.share_of_copy_rate is not None, "a target for bytes is for contenders whose bytes are known"
+    return ours.share_of_copy_rate
+
+
+def _over_floor(ours: Measurement, bytes_per_element: int) -> float:
     """Time over that of moving so many bytes at the copy rate."""
-    return ours.bytes_per_parameter / ours.share_of_copy_rate / bytes_per_parameter
+    return (ours.bytes_per_element or 0) / _share(ours) / bytes_per_element
 
 
 def _beside(target: Target, ours: Measurement, rival: Measurement) -> str:
     """The figure that a found one is easily mistaken for: the floor of one read, or what the hosts' parts say."""
     if target.quantity == "floor ratio":
-        once = ours.bytes_per_parameter
-        return f" ({_over_floor(ours, once):.2f} of the {once} B floor)"
+        once = ours.bytes_per_element or 0
+        return "" if once == target.bytes_per_element else f" ({_over_floor(ours, once):.2f} of the {once} B floor)"
     if target.quantity == "speed-up" and isinstance(ours, DeviceMeasurement):
         return f" (on the host {_host_microseconds(rival) / _host_microseconds(ours):.1f}x)"
     return ""

@@ -110,7 +110,9 @@ def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tens
     if torch.is_grad_enabled():  # create_graph
         value = _reference(x, source, ctx.temperature)
         return torch.autograd.grad(value, x, gradient, create_graph=True)[0], None, None, None
-    return (own * gradient).to(x.dtype), None, None, None
+    is_last = type(own) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()  # and no tracing
+    scaled = own.mul_(gradient) if is_last else own * gradient
+    return scaled.to(x.dtype), None, None, None
 
 
 torch.library.register_autograd("pytl::distillation", _backward, setup_context=_save)

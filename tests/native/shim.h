@@ -598,13 +598,9 @@ inline uint32_t observe(const uint32_t* flag) {
 
 inline void relax() { shim::yield(); }
 
-template <class T>
+enum class Kept { in_l1, in_l2, nowhere };
+template <Kept, class T>
 T load(const T* from) {
-  shim::check_address(from);
-  return *from;
-}
-template <class T>
-T load_last(const T* from) {
   shim::check_address(from);
   return *from;
 }

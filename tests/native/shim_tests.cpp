@@ -370,7 +370,7 @@ __global__ void put_misaligned(uint32_t* word) {
   put(reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(word) + 1), 1u);
 }
 __global__ void load_misaligned(uint32_t* word) {
-  load(reinterpret_cast<const uint32_t*>(reinterpret_cast<char*>(word) + 1));
+  load<Kept::in_l2>(reinterpret_cast<const uint32_t*>(reinterpret_cast<char*>(word) + 1));
 }
 // A shuffle is no barrier: lane 0 has acquired what the other block released, and the other lanes have not.
 __global__ void read_after_a_shuffle(uint32_t* words) {
