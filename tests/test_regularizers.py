@@ -788,3 +788,16 @@ def test_an_input_by_keyword_alone_is_refused() -> None:
     model = nn.ReLU()
     with Capture(nn.Sequential(model), "0:input"), pytest.raises(TypeError, match="must be called with a positional"):
         model(input=torch.ones(1))
+
+
+def test_a_source_that_was_prepared_passes_once(x: Tensor) -> None:
+    model, start = network(), network()
+    calls: list[int] = []
+    start.register_forward_hook(lambda *_: calls.append(1))
+    source = Source(start)
+    with pytl.DELTA(model, source=source) + pytl.BSS(model) as reg:
+        reg.prepare(x)
+        assert len(calls) == 1
+        model(x)
+        reg(x)
+    assert len(calls) == 1

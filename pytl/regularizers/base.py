@@ -47,6 +47,14 @@ class Penalty(ABC):
     def values(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         """The penalty, apart for each regulariser, by its name. Arguments and errors: as for a call."""
 
+    def prepare(self, *inputs: Any, **keywords: Any) -> None:
+        """Before ``model(x)``, if memory is short: lets the source pass while the model's activations are not there yet.
+
+        Arguments: as for the call that follows, which then costs no pass.
+        """
+        for part in self.parts:
+            part._prepare(*inputs, **keywords)
+
     def __add__(self, other: Penalty) -> Penalties:
         return Penalties(self, other)
 
@@ -84,6 +92,9 @@ class Regularizer(Penalty):
     @abstractmethod
     def _terms(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         """The terms by name, without the strength: 0-dim, at least one."""
+
+    def _prepare(self, *inputs: Any, **keywords: Any) -> None:
+        """What can be computed before the model runs."""
 
     def values(self, *inputs: Any, **keywords: Any) -> dict[str, Tensor]:
         self._refuse_closed()

@@ -69,6 +69,9 @@ class FeatureRegularizer(Regularizer):
     def _comparable(self, x: Tensor, source: Tensor) -> bool:
         return x.shape == source.shape
 
+    def _prepare(self, *inputs: Any, ids: Ids | None = None, **keywords: Any) -> None:
+        self.source(*inputs, ids=ids, **keywords)
+
     def _terms(self, *inputs: Any, ids: Ids | None = None, **keywords: Any) -> dict[str, Tensor]:
         features = self._capture.features()
         sources = self.source(*inputs, ids=ids, **keywords)

@@ -178,9 +178,12 @@ class Run:
     def _step(self, batch: Any, partial: Partial) -> None:
         optimizer, one = self.parts.optimizer, Batch.of(batch, self.parts.device)
         partial.lr = float(optimizer.param_groups[0]["lr"])
+        penalty = self.parts.penalty
         with self._autocast():
+            if penalty:
+                penalty.prepare(*one.inputs, ids=one.ids, **one.keywords)
             loss = self.parts.loss(one.logits(self.parts.model), one.labels)
-            values = self._penalty_values(one)
+            values = penalty.values(*one.inputs, ids=one.ids, **one.keywords) if penalty else {}
         self._backward(loss, values, partial)
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -191,11 +194,6 @@ class Run:
         partial.loss = partial.loss + loss.detach().float() * len(one.labels)
         partial.samples += len(one.labels)
         partial.batches += 1
-
-    def _penalty_values(self, batch: Batch) -> dict[str, Tensor]:
-        if self.parts.penalty is None:
-            return {}
-        return self.parts.penalty.values(*batch.inputs, ids=batch.ids, **batch.keywords)
 
     def _backward(self, loss: Tensor, values: dict[str, Tensor], partial: Partial) -> None:
         """The penalty's gradient is kept apart where a direction needs it, and at an epoch's end for its record."""
