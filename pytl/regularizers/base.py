@@ -48,7 +48,7 @@ class Penalty(ABC):
         """The penalty, apart for each regulariser, by its name. Arguments and errors: as for a call."""
 
     def prepare(self, *inputs: Any, **keywords: Any) -> None:
-        """Before ``model(x)``, if memory is short: lets the source pass while the model's activations are not there yet.
+        """Before ``model(x)``, if memory is short: the source passes while the model's activations are not there yet.
 
         Arguments: as for the call that follows, which then costs no pass.
         """
