@@ -67,9 +67,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pytl", description="Fine-tuning that keeps what the network knows.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_finetune(commands)
-    bench = commands.add_parser(
-        "bench", help="time optimizers or feature operations against their rivals here"
-    )
+    bench = commands.add_parser("bench", help="time optimizers or feature operations against their rivals here")
     bench.set_defaults(run=lambda options: import_module("pytl.benchmark").run(options))
     if [*arguments[:1]] == ["bench"]:  # the other commands need not import it
         import_module("pytl.benchmark").add_arguments(bench)
