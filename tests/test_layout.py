@@ -20,7 +20,7 @@ PYTHON_LAYERS = [
     {"pytl.optim", "pytl.features"},
     {"pytl.ops"},
     {"pytl.directions", "pytl.architecture", "pytl.batch", "pytl.digest", "pytl.files", "pytl.progress"},
-    {"pytl.extras"},
+    {"pytl.extras", "pytl.pictures"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]
 

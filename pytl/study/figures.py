@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from pytl.extras import require
+from pytl.pictures import INK, STYLE, WIDTH
 from pytl.study import terms
 from pytl.study.evidence import BASELINE, Outcome, Row, interval
 from pytl.training.records import Record
@@ -24,26 +25,7 @@ _COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
 _OTHERS = ("#56b4e9", "#8c6d31", "#7b4fa3", "#b8a500")
 _DASHES = {"dtnh": (0, (5, 1.5)), "grod": (0, (1.5, 1)), "pcgrad": (0, (4, 1.5, 1, 1.5))}  # they often coincide
 _ROUNDS: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
-_WIDTH = 5.4  # inches: on a phone, where a picture is as wide as the screen, the letters are still readable
 _LEGEND_ROW = 0.22  # inches
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa4b1",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6eaef",
-    "xtick.color": "#3c4653",
-    "ytick.color": "#3c4653",
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-}
 
 
 def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict[str, Path]:
@@ -56,7 +38,7 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     looks = _looks(row.method for row in rows)
     drawn = {}
-    with require("matplotlib.pyplot", "plots").rc_context(_STYLE):
+    with require("matplotlib.pyplot", "plots").rc_context(STYLE):
         if any(row.difference for row in rows):
             drawn["differences"] = _differences(rows, looks, folder / "differences.png")
         for task in dict.fromkeys(outcome.task.name for outcome in outcomes):
@@ -85,7 +67,7 @@ def _differences(rows: Sequence[Row], looks: dict[str, Look], path: Path) -> Pat
     compared = [(row, row.difference) for row in rows if row.difference]
     tasks = list(dict.fromkeys(row.task for row, _ in compared))
     methods = list(dict.fromkeys(row.method for row, _ in compared))
-    figure, axes = _pyplot().subplots(figsize=(_WIDTH, 1.4 + 0.27 * (len(compared) + len(tasks))))
+    figure, axes = _pyplot().subplots(figsize=(WIDTH, 1.4 + 0.27 * (len(compared) + len(tasks))))
     for row, difference in compared:
         y = tasks.index(row.task) * (len(methods) + 1) + methods.index(row.method)
         mean, reach = 100 * difference.mean, 100 * difference.half_width
@@ -93,7 +75,7 @@ def _differences(rows: Sequence[Row], looks: dict[str, Look], path: Path) -> Pat
         colour = looks[row.method]["color"]
         axes.errorbar(mean, y, xerr=0 if math.isnan(reach) else reach, color=colour, capsize=3, linewidth=2)
         axes.plot(mean, y, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
-    axes.axvline(0, color="#3c4653", linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
     middles = [index * (len(methods) + 1) + (len(methods) - 1) / 2 for index in range(len(tasks))]
     axes.set_yticks(middles, [task.removeprefix("digits:") for task in tasks])
     axes.tick_params(axis="y", length=0)
@@ -105,7 +87,7 @@ def _differences(rows: Sequence[Row], looks: dict[str, Look], path: Path) -> Pat
 
 
 def _accuracy(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
-    figure, axes = _pyplot().subplots(figsize=(_WIDTH, 4.4))
+    figure, axes = _pyplot().subplots(figsize=(WIDTH, 4.4))
     _curves(axes, outcomes, "accuracy", looks, 100)
     axes.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -114,11 +96,11 @@ def _accuracy(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -
 
 
 def _conflict(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
-    figure, (rate, cosine) = _pyplot().subplots(2, 1, figsize=(_WIDTH, 4.4), sharex=True)
+    figure, (rate, cosine) = _pyplot().subplots(2, 1, figsize=(WIDTH, 4.4), sharex=True)
     _curves(rate, outcomes, "conflict_rate", looks, 100)
     rate.set(ylabel="tensors, %", ylim=(-4, 104), title="Where the regulariser opposes the task")
     _curves(cosine, outcomes, "mean_cosine", looks, 1)
-    cosine.axhline(0, color="#3c4653", linewidth=1)
+    cosine.axhline(0, color=INK, linewidth=1)
     cosine.set(xlabel="epoch", ylabel="cosine", title="Mean cosine of its gradient and the task's")
     _legend(figure, list(dict.fromkeys(outcome.method for outcome in outcomes)), looks)
     return _saved(figure, path)
@@ -126,7 +108,7 @@ def _conflict(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -
 
 def _terms(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
     """Of each named term of each method: its value, how often it opposes the task, and its cosine."""
-    figure, (value, rate, cosine) = _pyplot().subplots(3, 1, figsize=(_WIDTH, 6.6), sharex=True)
+    figure, (value, rate, cosine) = _pyplot().subplots(3, 1, figsize=(WIDTH, 6.6), sharex=True)
     labels: dict[str, Look] = {}
     for method in dict.fromkeys(outcome.method for outcome in outcomes):
         histories = [outcome.history for outcome in outcomes if outcome.method == method]
@@ -139,7 +121,7 @@ def _terms(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> P
                 axes.plot([*by_epoch], [scale * fmean(of) for of in by_epoch.values()], linewidth=2, **look)
     value.set(ylabel="value", yscale="log", title="Named terms (means over seeds)")
     rate.set(ylabel="in conflict, %", ylim=(-4, 104))
-    cosine.axhline(0, color="#3c4653", linewidth=1)
+    cosine.axhline(0, color=INK, linewidth=1)
     cosine.set(xlabel="epoch", ylabel="cosine with the task")
     cosine.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, [*labels], labels)

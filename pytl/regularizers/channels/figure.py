@@ -12,36 +12,19 @@ from torch import Tensor
 
 from pytl.extras import require
 from pytl.files import replacing
+from pytl.pictures import INK, STYLE, WIDTH
 
-_BLUE, _INK = "#0072b2", "#3c4653"
-_WIDTH = 5.4  # inches, as the comparison's figures: readable on a phone
+_BLUE = "#0072b2"
 _NAME = 22  # letters of a title that fit into half the width
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa4b1",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6eaef",
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-}
 
 
 def draw(weights: Mapping[str, Tensor], path: Path) -> None:
     """Draws each layer's weights, [C], in descending order, as multiples of 1/C: a PNG."""
     columns = 2 if len(weights) > 1 and max(map(len, weights)) <= _NAME else 1
     rows = math.ceil(len(weights) / columns)
-    with require("matplotlib", "plots").rc_context(_STYLE):
+    with require("matplotlib", "plots").rc_context(STYLE):
         # not by pyplot, which would choose a window system for the caller's own figures
-        figure = require("matplotlib.figure", "plots").Figure((_WIDTH, 0.8 + 1.8 * rows), layout="constrained")
+        figure = require("matplotlib.figure", "plots").Figure((WIDTH, 0.8 + 1.8 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for axes, (layer, row) in zip(panels, weights.items(), strict=False):
             axes.set_title(layer)
@@ -61,11 +44,11 @@ def _panel(axes: Any, falling: Tensor) -> None:
     edges, multiples = torch.arange(count + 1), count * falling[[*range(count), -1]]
     axes.fill_between(edges, multiples, 1, step="post", color=_BLUE, alpha=0.15, linewidth=0)
     axes.plot(edges, multiples, drawstyle="steps-post", color=_BLUE, linewidth=2)
-    axes.axhline(1, color=_INK, linewidth=1)
+    axes.axhline(1, color=INK, linewidth=1)
     axes.set_xlim(0, count)
     axes.locator_params(axis="x", nbins=4, integer=True)
     tenth = math.ceil(count / 10)
     note = f"top {tenth} of {count} hold {falling[:tenth].sum():.0%}"
     legible = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     place = {"transform": axes.transAxes, "ha": "right", "va": "top"}
-    axes.text(0.98, 0.96, note, color=_INK, fontsize=10, bbox=legible, **place)
+    axes.text(0.98, 0.96, note, color=INK, fontsize=10, bbox=legible, **place)
