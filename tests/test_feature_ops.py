@@ -11,6 +11,7 @@ import torch
 from oracle import array
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytl import ops
 from pytl.ops import core
@@ -428,3 +429,90 @@ def test_mmd_of_one_point_is_zero_with_a_gradient_that_is_zero() -> None:
     value, gradient = value_and_gradient(lambda leaf: ops.mmd(leaf, x), x)
     assert value == 0
     assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("fused", FUSED.values(), ids=FUSED)
+def test_no_gradient_of_a_gradient_flows_into_the_source(fused: bool | None) -> None:
+    x, source = drawn((3, 4, 2, 2), 1).requires_grad_(), drawn((3, 4, 2, 2), 2).requires_grad_()
+    for function in (ops.feature_distance, ops.attention_map_distance, ops.distillation):
+        value = function(x, source, fused=fused)
+        gradient = torch.autograd.grad(value, x, create_graph=True)[0]
+        assert torch.autograd.grad(value + gradient.square().sum(), source, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("fused", FUSED.values(), ids=FUSED)
+def test_one_operand_in_float64_makes_the_value_float64(fused: bool | None) -> None:
+    x, source = drawn((3, 4, 2, 2), 1, torch.float32), drawn((3, 4, 2, 2), 2)
+    for function in (ops.feature_distance, ops.distillation):
+        assert function(x, source, fused=fused).dtype == function(source, x, fused=fused).dtype == torch.float64
+
+
+def test_the_registered_gradient_has_the_dtype_of_the_features() -> None:
+    """Autograd would hide another one; a compiled graph does not."""
+    x, source = drawn((3, 4, 2, 2), 1, torch.bfloat16), drawn((3, 4, 2, 2), 2, torch.float32)
+    found = torch.ops.pytl.feature_distance_gradient(x, source, None, torch.ones(()), None, 1)
+    assert found.dtype == torch.bfloat16
+
+
+def test_without_the_core_pytorch_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, source = drawn((3, 4, 5, 2), 1), drawn((3, 4, 5, 2), 2)
+
+    def all_of_it() -> list[Tensor]:
+        through, tapped = ops.tapped_feature_distance(leaf := x.clone().requires_grad_(), source)
+        tap = torch.autograd.grad(through.sin().sum() + tapped, leaf)[0]
+        return [tap, *(t for f in FUNCTIONS.values() for t in value_and_gradient(lambda leaf, f=f: f(leaf, source), x))]
+
+    expected = all_of_it()
+    monkeypatch.setattr(core, "missing", "not built")
+    for one, other in zip(all_of_it(), expected, strict=True):
+        close(one, array(other), 1e-12)
+    for operation, arguments in samples():
+        torch.library.opcheck(operation, arguments, test_utils="test_autograd_registration")
+    with pytest.raises(RuntimeError, match="fused=True needs the compiled core: not built"):
+        ops.feature_distance(x, source, fused=True)
+
+
+def test_operands_on_two_devices_are_refused() -> None:
+    x = drawn((3, 4, 2, 2), 1, torch.float32)
+    with pytest.raises(ValueError, match=r"source must be on the device of x, .*; got meta"):
+        ops.feature_distance(x, x.to("meta"))
+
+
+def test_no_gradient_is_written_where_none_is_asked_for() -> None:
+    x, written = drawn((3, 4), 1).requires_grad_(), []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            written.extend([args[3]] if call is torch.ops.pytl.distillation.default else [])
+            return call(*args, **kwargs or {})
+
+    with Seen():
+        ops.distillation(x, x + 1)
+        ops.distillation(x.detach(), x + 1)
+        with torch.no_grad():
+            ops.distillation(x, x + 1)
+    assert written == [True, False, False]
+
+
+def test_bss_of_float32_features_has_the_precision_of_float64() -> None:
+    """In float32 the Gram matrix's rounding alone would be 500 times the value."""
+    mix = torch.linalg.qr(drawn((4, 4), 1))[0]
+    x = (torch.diag(torch.tensor([1e3, 1.0, 1.0, 1e-2], dtype=torch.float64)) @ mix).float()
+    close(ops.bss(x), np.linalg.svd(array(x))[1][-1] ** 2, 1e-4)
+
+
+def test_bss_refuses_to_be_differentiated_twice() -> None:
+    x = drawn((4, 6), 1).requires_grad_()
+    gradient = torch.autograd.grad(ops.bss(x), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+def test_mmds_own_scale_is_a_constant_of_the_gradient() -> None:
+    x, y = drawn((6, 9), 1), drawn((8, 9), 2) + 3
+    points = torch.cat([x, y])
+    scale = torch.cdist(points, points).square().sum() / (14 * 13)
+    expected = value_and_gradient(lambda leaf: ops.mmd(leaf, y, scale=scale), x)
+    found = value_and_gradient(lambda leaf: ops.mmd(leaf, y), x)
+    close(found[0], array(expected[0]), 1e-10)
+    close(found[1], array(expected[1]), 1e-10)

@@ -54,12 +54,22 @@ def attention_map_distance(a: Tensor, source: Tensor, *, fused: bool | None = No
     return torch.nn.functional.mse_loss(mine, theirs.to(mine.dtype)) if mine.numel() else mine.sum()
 
 
-def _reference(a: Tensor) -> Tensor:
+def _energy(a: Tensor) -> Tensor:
     squares = a.to(compute_dtype(a)) ** 2
-    energy = squares.sum(1).flatten(1) if a.dim() == 4 else squares.sum(2)
+    return squares.sum(1).flatten(1) if a.dim() == 4 else squares.sum(2)
+
+
+def _reference(a: Tensor) -> Tensor:
+    energy = _energy(a)
     square = (energy * energy).sum(1, keepdim=True)
     known = square != 0
     return torch.where(known, energy / torch.where(known, square, 1.0).sqrt(), 0.0)
+
+
+def _reference_gradient(a: Tensor, map: Tensor, inverse_norms: Tensor, gradient: Tensor) -> Tensor:
+    along = (map * gradient).sum(1, keepdim=True)
+    slope = 2 * (gradient - map * along) * inverse_norms.to(map.dtype)[:, None]
+    return (a * (slope.view(len(a), 1, *a.shape[2:]) if a.dim() == 4 else slope[:, :, None])).to(a.dtype)
 
 
 class _Activations(NamedTuple):
@@ -99,7 +109,8 @@ torch.library.define(
 @torch.library.impl("pytl::attention_map", "default")
 def _map(a: Tensor) -> tuple[Tensor, Tensor]:
     if not serves(a):
-        return _reference(a), a.new_zeros(len(a), dtype=torch.float64)
+        norms = _energy(a).double().norm(dim=1)
+        return _reference(a), torch.where(norms == 0, 0.0, 1 / norms)
     a = _in_order(a)
     result = torch.empty(len(a), _positions(a), dtype=compute_dtype(a), device=a.device)
     inverse_norms = torch.empty(len(a), dtype=torch.float64, device=a.device)
@@ -110,9 +121,7 @@ def _map(a: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.impl("pytl::attention_map_gradient", "default")
 def _gradient(a: Tensor, map: Tensor, inverse_norms: Tensor, gradient: Tensor) -> Tensor:
     if not serves(a):
-        with torch.enable_grad():
-            leaf = a.detach().requires_grad_()
-            return torch.autograd.grad(_reference(leaf), leaf, gradient)[0]
+        return _reference_gradient(a, map, inverse_norms, gradient)
     a = _in_order(a)
     to = torch.empty_like(a)
     call("attention_map_gradient", _activations(a), a.device, map, inverse_norms, gradient.contiguous(), to)

@@ -50,6 +50,13 @@ def _reference(x: Tensor, source: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (p * gap).sum() / max(1, x.numel() // x.shape[-1])
 
 
+def _reference_gradient(x: Tensor, source: Tensor, temperature: float) -> Tensor:
+    dtype = compute_dtype(x, source)
+    q, p = ((t.to(dtype) / temperature).softmax(-1) for t in (x, source))
+    stored = x.dtype if x.dtype == source.dtype else dtype
+    return (temperature * (q - p) / max(1, x.numel() // x.shape[-1])).to(stored).contiguous()
+
+
 class _Logits(NamedTuple):
     """What the core reads."""
 
@@ -69,7 +76,8 @@ torch.library.define(
 @torch.library.impl("pytl::distillation", "default")
 def _distillation(x: Tensor, source: Tensor, temperature: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
     if not serves(x):
-        return _by_autograd(x, source, temperature, with_gradient)
+        gradient = _reference_gradient(x, source, temperature) if with_gradient else x.new_empty(0)
+        return _reference(x, source, temperature), gradient
     dtype = x.dtype if x.dtype == source.dtype else compute_dtype(x, source)
     s, t = x.to(dtype).contiguous(), source.to(dtype).contiguous()
     value = torch.empty((), dtype=torch.float64, device=x.device)
@@ -78,15 +86,6 @@ def _distillation(x: Tensor, source: Tensor, temperature: float, with_gradient: 
     logits = _Logits(s.data_ptr(), t.data_ptr(), s.numel() // columns, columns, temperature, core.dtype_code(dtype))
     call("distillation", logits, x.device, value, gradient if with_gradient else None)
     return value.to(compute_dtype(s)), gradient
-
-
-def _by_autograd(x: Tensor, source: Tensor, temperature: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    if not with_gradient:
-        return _reference(x, source, temperature), x.new_empty(0)
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        value = _reference(leaf, source, temperature)
-        return value.detach(), torch.autograd.grad(value, leaf)[0].contiguous()
 
 
 @torch.library.register_fake("pytl::distillation")
