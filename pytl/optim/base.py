@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from pytl.directions import find
 from pytl.ops.plan import Scaling, is_capturing
@@ -22,8 +21,9 @@ from pytl.ops.tensor_list import (
     compute_dtype,
 )
 from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, number_or_tensor, wants_core
+from pytl.optim.penalties import PenaltyGradients
 from pytl.optim.plan import Plan, Signature, split
-from pytl.optim.ranks import Ranks, average
+from pytl.optim.ranks import Ranks
 from pytl.optim.report import Report, make_report
 from pytl.optim.start import Source, StartingPoint
 from pytl.optim.state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
@@ -53,9 +53,7 @@ class Optimizer(torch.optim.Optimizer):
         self.max_grad_norm = max_grad_norm
         self._start = StartingPoint(start, start_dtype, start_device)
         self._compensated = compensated
-        self._penalties: dict[Tensor, Tensor] = {}
-        self._average: Ranks = True
-        self._overflows: list[tuple[Tensor, list[RemovableHandle]]] = []
+        self._penalties = PenaltyGradients()
         self._plan: Plan | None = None
         self._captured: list[Plan] = []
         super().__init__(params, defaults)
@@ -138,15 +136,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step(self) -> None:
         self._refuse_global_in_backward()
-        scaling = Scaling(getattr(self, "grad_scale", None), self._found_inf())
-        average([self._penalties[p] for p in self._params() if p in self._penalties], self._average)
+        found_inf = self._penalties.found_inf(getattr(self, "found_inf", None))
+        scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
+        if self._penalties.of:
+            self._penalties.average(self._params())
         plan = self._take_step_of(scaling)
         if plan is not None and plan.lists:
             options = self._all_options()
             look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling)
             plan.publish()
             torch.autograd.graph.increment_version(plan.on_core)
-        self._drop_penalties()
+        self._penalties.clear()
 
     def _all_options(self) -> list[GroupOptions]:
         return [self._options(group, -1.0 if group["maximize"] else 1.0) for group in self.param_groups]
@@ -181,7 +181,7 @@ class Optimizer(torch.optim.Optimizer):
         holds = plan is not None and plan.holds(params, grads, signature, self.state)
         if not (plan and holds and plan.is_on_device) and scaling.found_inf is not None and scaling.on_host()[1]:
             return None
-        if not (plan and holds and plan.take(grads, self._penalties)):
+        if not (plan and holds and plan.take(grads, self._penalties.of)):
             plan = self._plan = self._new_plan(params, grads, signature)
         return plan
 
@@ -241,7 +241,7 @@ class Optimizer(torch.optim.Optimizer):
             weight=p,
             gradient=grad,
             start=None if start is None else start.to(p.device),
-            penalty=self._penalties.get(p),
+            penalty=self._penalties.of.get(p),
             compensation=state.get("compensation"),
             states=tuple(state[moment] for moment in moments),
             step=state["step"],
@@ -265,60 +265,12 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: ``value`` is no scalar, or depends on no parameter.
         """
-        params = [p for p in self._params() if p.requires_grad]
-        if value.numel() != 1 or not value.requires_grad:
-            found = f"shape {[*value.shape]}, requires_grad={value.requires_grad}"
-            raise ValueError(f"value must be a scalar that depends on the parameters; got {found}")
-        scaled = value if scaler is None else scaler.scale(value)
-        gradients = torch.autograd.grad(scaled, params, retain_graph=True, allow_unused=True)
-        taken = {p: h.detach() for p, h in zip(params, gradients, strict=True) if h is not None}
-        if not taken:
-            raise ValueError("value must depend on the parameters; got a scalar that depends on none of them")
-        if scaler is not None and scaler.is_enabled():
-            self._tell_overflow(taken)
-            scale = scaler.scale(torch.ones((), device=value.device))
-            taken = {p: h.to(torch.promote_types(h.dtype, scale.dtype)) / scale.to(h.device) for p, h in taken.items()}
-        for p, h in taken.items():
-            if p not in self._penalties:
-                self._penalties[p] = torch.zeros_like(p)
-            self._penalties[p] += h
-        self._average = average
-
-    def _tell_overflow(self, taken: dict[Tensor, Tensor]) -> None:
-        """What is not finite in the penalty's gradient goes into the task's, where the scaler looks for it.
-
-        Into that of the parameter which comes first; at the step the overflow counts in any case.
-        """
-        norms = torch._foreach_norm([h for h in taken.values() if h.numel()], float("inf"))
-        here = norms[0].device
-        overflow = 0 * torch.stack([norm.to(here, torch.float32) for norm in norms]).sum()  # 0, or NaN
-        handles: list[RemovableHandle] = []
-
-        def tell(task: Tensor) -> Tensor:
-            for handle in handles:
-                handle.remove()
-            return task + overflow.to(task.device, task.dtype)
-
-        handles += [p.register_hook(tell) for p in taken]
-        self._overflows.append((overflow, handles))
-
-    def _found_inf(self) -> Tensor | None:
-        """The scaler's, or that of an overflow that it could not see."""
-        found: Tensor | None = getattr(self, "found_inf", None)
-        for overflow, _ in self._overflows:
-            found = None if found is None else found + overflow.isnan().to(found)
-        return found
-
-    def _drop_penalties(self) -> None:
-        for handle in (handle for _, handles in self._overflows for handle in handles):
-            handle.remove()
-        self._penalties.clear()
-        self._overflows.clear()
+        self._penalties.take(value, [p for p in self._params() if p.requires_grad], scaler, average)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients, those of the penalties as well."""
         super().zero_grad(set_to_none)
-        self._drop_penalties()
+        self._penalties.clear()
 
     # What the last step saw:
 
@@ -374,4 +326,4 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
         super().__setstate__(state)
-        self._plan, self._captured, self._penalties, self._average, self._overflows = None, [], {}, True, []
+        self._plan, self._captured, self._penalties = None, [], PenaltyGradients()
