@@ -44,7 +44,7 @@ class PenaltyGradients:
         self._ranks = ranks
 
     def _tell_overflow(self, taken: dict[Tensor, Tensor]) -> None:
-        """What is not finite goes into the task's gradient of the first parameter to have one: the scaler looks there."""
+        """What is not finite goes into the first of the task's gradients to come: there the scaler looks."""
         norms = torch._foreach_norm([h for h in taken.values() if h.numel()], float("inf"))
         here = norms[0].device
         overflow = 0 * torch.stack([norm.to(here, torch.float32) for norm in norms]).sum()  # 0, or NaN
