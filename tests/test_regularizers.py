@@ -536,7 +536,7 @@ def test_stages_of_the_names_that_libraries_give(name: str) -> None:
 def families() -> Iterator[tuple[str, Callable[[], nn.Module], list[str], str]]:
     from pytl.study.networks import DigitsNet
 
-    yield "digits", lambda: DigitsNet(10), ["features.0", "features.2", "features.4"], "head:input"
+    yield "digits", lambda: DigitsNet(10), ["layer1", "layer2", "layer3"], "head:input"
     yield "plain", plain_cnn, ["0.2", "0.5", "0.7"], ""
     yield "mlp", lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2)), ["0", "2"], ""
     try:

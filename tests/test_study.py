@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from pytl.data import Task, digits
 from pytl.study import comparison as study
@@ -119,7 +120,7 @@ def test_report_is_one_file_that_needs_no_network(finished: tuple[Study, list[Ou
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert len(sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in text
+    assert "http" not in re.sub(r'"data:[^"]*"', "", text)  # by chance among a picture's letters
     assert {path.name for path in (plan.out / "figures").iterdir()} == {
         "accuracy-digits-classes.png",
         "conflict-digits-classes.png",
@@ -172,11 +173,12 @@ def test_source_network_is_the_same_read_or_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["classes", "mirrored"])
 def test_source_network_has_learnt_its_source(tmp_path: Path, name: str) -> None:
     task = digits.load(name, 0)
-    features = pretrained_digits(task, 0, tmp_path).features
+    network = pretrained_digits(task, 0, tmp_path)
     saved = torch.load(tmp_path / f"{task.source_name}-0.pt", weights_only=True)
+    network.head = nn.Linear(64, len(saved["head.bias"]))
+    network.load_state_dict(saved)
     images, labels = task.source[:]
-    logits = features(images) @ saved["head.weight"].T + saved["head.bias"]
-    assert (logits.argmax(-1) == labels).float().mean() > 0.9
+    assert (network(images).argmax(-1) == labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

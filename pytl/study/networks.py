@@ -23,21 +23,32 @@ from pytl.training.methods import Method
 _SOURCE_STEPS, _SOURCE_BATCH, _SOURCE_LR = 600, 32, 0.05
 
 
+class Residual(nn.Module):
+    """``relu(x + branch(x))``, a convolution for a branch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.branch(x))
+
+
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU(), Residual(outputs))
+
+
 class DigitsNet(nn.Module):
-    """Three convolutions and a head, 41,000 weights; for images [n, 1, 8, 8]."""
+    """A residual network of three stages and a head, 72,000 weights; for images [n, 1, 8, 8]."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(256, 64), nn.ReLU()),
-        )
+        self.layer1, self.layer2, self.layer3 = _stage(1, 16, 1), _stage(16, 32, 2), _stage(32, 64, 2)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(64, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        return self.head(self.pool(self.layer3(self.layer2(self.layer1(images)))))
 
 
 def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:
