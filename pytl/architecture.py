@@ -69,6 +69,25 @@ def head_names(model: nn.Module, head: Head | None) -> set[str]:
     return {name for part in parts for name in _names_of(model, part)}
 
 
+def head_modules(model: nn.Module | None, head: Head | None) -> list[nn.Module]:
+    """The head's modules: those given, or those named or found in the model, as `head_names` does.
+
+    Raises:
+        ValueError: a name that the model lacks, or without a model; none is found.
+    """
+    parts: Sequence[str | nn.Module] = [head] if isinstance(head, str | nn.Module) else head or []
+    given = [part for part in parts if isinstance(part, nn.Module)]
+    if model is None and (head is None or len(given) < len(parts)):
+        raise ValueError(f"head must be a module, or several, where no model is given; got {head!r}")
+    if model is None or (parts and len(given) == len(parts)):
+        return given
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in sorted(head_names(model, head)))
+    if not owners:
+        raise ValueError("head must be named or given: none is found in this model")
+    layers = dict(named_layers(model))
+    return [layers[owner] for owner in owners]
+
+
 def _names_of(model: nn.Module, part: str | nn.Module) -> list[str]:
     named = dict(model.named_parameters())
     if isinstance(part, nn.Module):

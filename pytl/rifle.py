@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pytl.architecture import Head, head_modules
+from pytl.periods import Periods
+
 Initialiser = str | Callable[[nn.Module], None]
+
+_log = logging.getLogger(__name__)
 
 
 class RIFLE:
@@ -31,118 +36,194 @@ class RIFLE:
             rifle.step()  # after the scheduler: it has the last word on the head's rate
 
     Args:
-        head: the module to re-initialise, or several.
+        head: the module to re-initialise, or several; with ``model``, also names, or None: found.
         optimizer: steps the head's parameters, in groups of their own if ``cyclic_lr``.
-        total_steps: of the whole run.
+        total_steps: of the whole run; or its epochs, where `step` is called once an epoch.
         periods: how many; 1 changes nothing.
-        cyclic_lr: the head's rate is ``lr * (1 + cos(pi t / T)) / 2`` at step t of a period of T steps; lr is its
-            group's ``initial_lr``, or its rate of now.
+        steps_per_epoch: periods end with an epoch; None: wherever they end.
+        lr: the head's full rate; None: its groups' ``initial_lr``, or their rate of now.
+        cyclic_lr: the head's rate is ``lr * (1 + cos(pi t / T)) / 2`` at step t of a period of T steps.
         reset_state: forget the optimizer's state of the head as well.
         init: "reset_parameters", the modules' own; "normal" (standard deviation 0.01, biases 0); "kaiming"; or a
             function of the head.
+        model: the whole network, so that a head which is tied to the rest is refused.
         seed: of the new weights, the same on every rank; other random numbers are left as they are.
 
+    Attributes:
+        periods: their boundaries.
+        steps: how many were taken.
+
     Raises:
-        ValueError: periods out of range, an unknown init, a head without parameters or not in the optimizer, or one
-            that shares a group with other parameters while its rate is cyclic.
+        ValueError: periods out of range; an unknown init, or a head that has no ``reset_parameters``; a head without
+            parameters, or whose parameters are not the optimizer's, are tied to others, are pulled to their starting
+            point, or share a group with others while the rate is cyclic. Nothing is changed then.
     """
 
     def __init__(
         self,
-        head: nn.Module | Sequence[nn.Module],
+        head: Head | None,
         optimizer: Optimizer,
         total_steps: int,
         periods: int = 3,
         *,
+        steps_per_epoch: int | None = None,
+        lr: float | None = None,
         cyclic_lr: bool = True,
         reset_state: bool = False,
         init: Initialiser = "reset_parameters",
+        model: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
-        if not 1 <= periods <= total_steps:
-            raise ValueError(f"periods must be in [1, total_steps = {total_steps}]; got {periods}")
-        if isinstance(init, str) and init not in _INITIALISERS:
-            raise ValueError(f"init must be one of {', '.join(_INITIALISERS)} or a function; got {init!r}")
-        self.head = [head] if isinstance(head, nn.Module) else [*head]
+        self.periods = Periods(total_steps, periods, steps_per_epoch)
+        self.head = head_modules(model, head)
         self.optimizer, self.cyclic_lr = optimizer, cyclic_lr and periods > 1
         self.reset_state, self.seed = reset_state, seed
-        self._initialise = _INITIALISERS[init] if isinstance(init, str) else init
-        self.boundaries = [round(period * total_steps / periods) for period in range(periods + 1)]
         self.steps = 0
-        self._check()
-        self._rates = [float(group.get("initial_lr", group["lr"])) for group in self._groups()]
-        self._set_rates()
+        self._initialise = _initialiser(init, self.head)
+        self._refuse_foreign()
+        self._refuse_tied(model)
+        self._refuse_bad_groups()
+        self._rates = [float(group.get("initial_lr", group["lr"]) if lr is None else lr) for group in self._groups()]
+        self.set_rates()
+
+    @property
+    def due(self) -> bool:
+        """Whether the next `step` re-initialises the head."""
+        return self.steps + 1 in self.periods.resets
 
     def step(self) -> bool:
         """Once after each optimizer step, and after a scheduler's; True where the head was re-initialised."""
+        due = self.due
         self.steps += 1
-        ends = self.steps in self.boundaries[1:-1]
-        if ends:
-            self._reinitialise(self.boundaries.index(self.steps))
-        self._set_rates()
-        return ends
+        if due:
+            self._reinitialise()
+        self.set_rates()
+        return due
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "rates": list(self._rates)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps, self._rates = int(state["steps"]), list(state["rates"])
-        self._set_rates()
-
-    def _own(self) -> set[Tensor]:
-        return {p for module in self.head for p in module.parameters()}
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups of the head; ``load_state_dict`` makes new ones."""
-        return [group for group in self.optimizer.param_groups if self._own() & set(group["params"])]
-
-    def _check(self) -> None:
-        own, groups = self._own(), self._groups()
-        if not own or not own <= {p for group in groups for p in group["params"]}:
-            raise ValueError("head must have parameters, all of them in the optimizer; it has others, or none")
-        if self.cyclic_lr and not all(own >= set(group["params"]) for group in groups):
-            raise ValueError("head must have parameter groups of its own for cyclic_lr; it shares one with others")
-
-    def _set_rates(self) -> None:
+    def set_rates(self) -> None:
+        """Gives the head its cyclic rate, which `step` does by itself; for schedulers that step after it."""
         if not self.cyclic_lr:
             return
-        begins = max(b for b in self.boundaries[:-1] if b <= self.steps)
-        ends = self.boundaries[self.boundaries.index(begins) + 1]
-        factor = (1 + math.cos(math.pi * min(1.0, (self.steps - begins) / (ends - begins)))) / 2
+        factor = self.periods.cosine(self.steps)
         for group, rate in zip(self._groups(), self._rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate * factor)
             else:
                 group["lr"] = rate * factor
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "rates": list(self._rates), "boundaries": self.periods.boundaries}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of a run that was cut otherwise; nothing was changed.
+        """
+        if state["boundaries"] != self.periods.boundaries:
+            raise ValueError(f"state must have boundaries {self.periods.boundaries}; got {state['boundaries']}")
+        self.steps, self._rates = int(state["steps"]), list(state["rates"])
+        self.set_rates()
+
+    def _own(self) -> set[Tensor]:
+        return {p for module in self.head for p in module.parameters()}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of the head; ``load_state_dict`` makes new ones."""
+        own = self._own()
+        return [group for group in self.optimizer.param_groups if own & set(group["params"])]
+
     @torch.no_grad()
-    def _reinitialise(self, period: int) -> None:
-        devices = {p.device for p in self._own() if p.is_cuda}
-        with torch.random.fork_rng(devices=[*devices]):
+    def _reinitialise(self) -> None:
+        period = self.periods.boundaries.index(self.steps)
+        with torch.random.fork_rng(devices=[*{p.device for p in self._own() if p.is_cuda}]):
             torch.manual_seed(self.seed + period)
             for module in self.head:
                 self._initialise(module)
-        if self.reset_state:
-            for p in self._own():
+        for p in self._own():
+            state = self.optimizer.state.get(p, {})
+            if self.reset_state:
                 self.optimizer.state.pop(p, None)
+            elif state.get("compensation") is not None:  # of what the old weights had lost by rounding
+                state["compensation"].zero_()
+        total, count = self.periods.total_steps, self.periods.count
+        _log.info("head re-initialised after step %d of %d, period %d of %d", self.steps, total, period, count)
+
+    def _refuse_foreign(self) -> None:
+        """A head without parameters, or whose parameters the optimizer lacks."""
+        stepped = {p for group in self.optimizer.param_groups for p in group["params"]}
+        own = {name: p for module in self.head for name, p in module.named_parameters()}
+        if not own:
+            kinds = ", ".join(type(module).__name__ for module in self.head) or "no module"
+            raise ValueError(f"head must have parameters; got {kinds} without any")
+        if missing := [name for name, p in own.items() if p not in stepped]:
+            raise ValueError(f"head's parameters must be among the optimizer's; {', '.join(missing)} are not")
+
+    def _refuse_tied(self, model: nn.Module | None) -> None:
+        inside = [id(module) for head in self.head for module in head.modules()]
+        owners: dict[Tensor, int] = {}
+        parts = [*self.head] if model is None else [model]
+        for module in (one for part in parts for one in part.modules()):
+            for name, p in module.named_parameters(recurse=False):
+                if p in self._own() and owners.setdefault(p, id(module)) != id(module):
+                    where = "" if {owners[p], id(module)} <= {*inside} else " with the rest of the model"
+                    raise ValueError(
+                        f"head must not share parameters{where}: its {name} is tied to another layer's, which would be "
+                        "re-initialised with it"
+                    )
+
+    def _refuse_bad_groups(self) -> None:
+        own = self._own()
+        for group in self._groups():
+            if group.get("sp_decay"):
+                raise ValueError(
+                    f"head must not be pulled to a starting point that it leaves; got sp_decay={group['sp_decay']} in "
+                    "its group: pytl.param_groups leaves the head out"
+                )
+            if self.cyclic_lr and not own >= set(group["params"]):
+                raise ValueError(
+                    "head must have parameter groups of its own for cyclic_lr, as pytl.param_groups makes them; it "
+                    "shares one with others"
+                )
+
+
+def _initialiser(init: Initialiser, head: list[nn.Module]) -> Callable[[nn.Module], None]:
+    if not isinstance(init, str):
+        return init
+    if init not in _INITIALISERS:
+        raise ValueError(f"init must be one of {', '.join(_INITIALISERS)} or a function; got {init!r}")
+    asked = [m for part in head for m in _with_parameters(part) if init == "reset_parameters" or not _matrices(m)]
+    if lacking := {type(module).__name__ for module in asked if not hasattr(module, "reset_parameters")}:
+        raise ValueError(
+            f"head's modules must know reset_parameters, or init be a function; {', '.join(lacking)} do not"
+        )
+    return _INITIALISERS[init]
+
+
+def _with_parameters(head: nn.Module) -> list[nn.Module]:
+    """The modules that have parameters of their own."""
+    return [module for module in head.modules() if any(True for _ in module.parameters(recurse=False))]
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters(recurse=False) if p.dim() > 1]
 
 
 def _reset_parameters(head: nn.Module) -> None:
-    for module in head.modules():
-        own = getattr(module, "reset_parameters", None)
-        if callable(own):
-            own()
-        elif any(True for _ in module.parameters(recurse=False)):
-            raise ValueError(f"head must know reset_parameters, or init be another; {type(module).__name__} does not")
+    for module in _with_parameters(head):
+        module.reset_parameters()  # type: ignore[operator]
 
 
 def _drawn(draw: Callable[[Tensor], Any]) -> Callable[[nn.Module], None]:
+    """Draws matrices and zeroes their biases; what has none, a normalisation, is reset."""
+
     def initialise(head: nn.Module) -> None:
-        for p in head.parameters():
-            if p.dim() > 1:
-                draw(p)
-            else:
-                p.zero_()
+        for module in _with_parameters(head):
+            if not _matrices(module):
+                module.reset_parameters()  # type: ignore[operator]
+                continue
+            for p in module.parameters(recurse=False):
+                draw(p) if p.dim() > 1 else p.zero_()
 
     return initialise
 

@@ -19,7 +19,15 @@ PYTHON_LAYERS = [
     {"pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},
     {"pytl.ops"},
-    {"pytl.directions", "pytl.architecture", "pytl.batch", "pytl.digest", "pytl.files", "pytl.progress"},
+    {
+        "pytl.directions",
+        "pytl.architecture",
+        "pytl.periods",
+        "pytl.batch",
+        "pytl.digest",
+        "pytl.files",
+        "pytl.progress",
+    },
     {"pytl.extras", "pytl.pictures"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]

@@ -135,8 +135,9 @@ def test_method_composes_with_regularisers_and_directions() -> None:
         ({"periods": 0}, r"periods must be in \[1, total_steps = 6\]; got 0"),
         ({"periods": 7}, r"periods must be in \[1, total_steps = 6\]; got 7"),
         ({"init": "zeros"}, "init must be one of reset_parameters, normal, kaiming or a function; got 'zeros'"),
-        ({"head": nn.ReLU()}, "head must have parameters, all of them in the optimizer"),
-        ({"head": nn.Linear(2, 2)}, "head must have parameters, all of them in the optimizer"),
+        ({"head": nn.ReLU()}, "head must have parameters; got ReLU without any"),
+        ({"head": []}, "head must have parameters; got no module without any"),
+        ({"head": nn.Linear(2, 2)}, "head's parameters must be among the optimizer's; weight, bias are not"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:

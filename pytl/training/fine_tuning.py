@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pytl import files
-from pytl.architecture import head_names, unwrapped
 from pytl.progress import bar
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
@@ -146,9 +145,7 @@ def _rifle(
 ) -> Callable[[int], RIFLE] | None:
     if not method.periods:
         return None
-    owners = {name.rpartition(".")[0]: None for name in sorted(head_names(model, head))}
-    modules = [unwrapped(model).get_submodule(name) for name in owners]
-    return lambda steps: RIFLE(modules, optimizer, steps, method.periods or 1)
+    return lambda steps: RIFLE(head, optimizer, steps, method.periods or 1, model=model)
 
 
 def _fingerprint(method: methods.Method, optimizer: Optimizer, model: nn.Module, settings: Settings) -> dict[str, Any]:
