@@ -69,23 +69,31 @@ def head_names(model: nn.Module, head: Head | None) -> set[str]:
     return {name for part in parts for name in _names_of(model, part)}
 
 
-def head_modules(model: nn.Module | None, head: Head | None) -> list[nn.Module]:
-    """The head's modules: those given, or those named or found in the model, as `head_names` does.
+def head_modules(model: nn.Module, head: Head | None) -> list[nn.Module]:
+    """The head's modules: those named or given; None finds the outermost that hold nothing but the head's parameters.
 
     Raises:
-        ValueError: a name that the model lacks, or without a model; none is found.
+        ValueError: a name or module that the model lacks, or none is found.
     """
-    parts: Sequence[str | nn.Module] = [head] if isinstance(head, str | nn.Module) else head or []
-    given = [part for part in parts if isinstance(part, nn.Module)]
-    if model is None and (head is None or len(given) < len(parts)):
-        raise ValueError(f"head must be a module, or several, where no model is given; got {head!r}")
-    if model is None or (parts and len(given) == len(parts)):
-        return given
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in sorted(head_names(model, head)))
-    if not owners:
-        raise ValueError("head must be named or given: none is found in this model")
+    names = head_names(model, head)
+    if not names:
+        raise ValueError(f"head must name a module of the model; got {head!r}, and none is found")
+    if head is None:
+        return _outermost(model, {id(p) for name, p in unwrapped(model).named_parameters() if name in names})
     layers = dict(named_layers(model))
-    return [layers[owner] for owner in owners]
+    parts = [head] if isinstance(head, str | nn.Module) else head
+    return [p if isinstance(p, nn.Module) else layers.get(p) or layers[p.rpartition(".")[0]] for p in parts]
+
+
+def _outermost(model: nn.Module, parameters: set[int]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = {model}  # never the model itself, whatever else it lacks
+    for _, module in named_layers(model):
+        own = {id(p) for p in module.parameters()}
+        if module not in inside and own and own <= parameters:
+            found.append(module)
+            inside.update(module.modules())
+    return found
 
 
 def _names_of(model: nn.Module, part: str | nn.Module) -> list[str]:

@@ -75,7 +75,7 @@ class RIFLE:
         seed: int = 0,
     ) -> None:
         self.periods = Periods(total_steps, periods, steps_per_epoch)
-        self.head = head_modules(model, head)
+        self.head = _given(head) if model is None else head_modules(model, head)
         self.optimizer, self.cyclic_lr = optimizer, cyclic_lr and periods > 1
         self.reset_state, self.seed = reset_state, seed
         self.steps = 0
@@ -185,6 +185,14 @@ class RIFLE:
                     "head must have parameter groups of its own for cyclic_lr, as pytl.param_groups makes them; it "
                     "shares one with others"
                 )
+
+
+def _given(head: Head | None) -> list[nn.Module]:
+    parts = [head] if isinstance(head, str | nn.Module) else [*(head or [])]
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    if head is None or len(modules) < len(parts):
+        raise ValueError(f"head must be a module, or several, where model is not given; got {head!r}")
+    return modules
 
 
 def _initialiser(init: Initialiser, head: list[nn.Module]) -> Callable[[nn.Module], None]:

@@ -15,8 +15,8 @@ PYTHON_LAYERS = [
     {"pytl", "pytl.__main__"},
     {"pytl.cli"},
     {"pytl.study", "pytl.benchmark"},
-    {"pytl.training", "pytl.data", "pytl.doctor"},
-    {"pytl.regularizers", "pytl.rifle"},
+    {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
+    {"pytl.noise", "pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},
     {"pytl.ops"},
     {
