@@ -2,10 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from torch import Tensor
+
+from pytl.extras import require
 
 
 def writable_folder(path: str | Path, name: str = "out") -> Path:
@@ -50,3 +54,39 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes one safetensors file, or leaves what was there.
+
+    Args:
+        path: of the file.
+        kind: what it holds, in words; `read_tensors` asks for it.
+        tensors: by name.
+        about: more to know of them.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    whole = require("safetensors.torch", "features").save(dict(tensors), {"pytl": kind, **about})
+    with replacing(Path(path)) as file:
+        file.write(whole)
+
+
+def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_tensors` wrote: the tensors, and what there is to know of them.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is truncated, no safetensors file, or one of another kind.
+    """
+    library = require("safetensors", "features")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except library.SafetensorError as error:
+        raise ValueError(f"{path} must be a whole safetensors file: {error}") from error
+    if about.get("pytl") != kind:
+        raise ValueError(f"{path} must hold {kind}; found {about.get('pytl', 'tensors of something else')}")
+    return tensors, about

@@ -20,7 +20,8 @@ from oracle import array, assert_same
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pytl.regularizers.channels import files
+from pytl.files import read_tensors, write_tensors
+from pytl.regularizers.channels import ledger
 from pytl.regularizers.channels.weights import ChannelWeights, channel_weights, weights_from_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -380,13 +381,13 @@ def test_files_of_something_else_are_named(tmp_path: Path) -> None:
     find().save(path)
     broken = [path.read_bytes()[:-1], path.read_bytes()[:20], b"", b"no safetensors"]
     for kind, about in (("other things", {}), ("channel weights", {"layers": '["a"]'})):
-        files.write(path, kind, {"a": torch.ones(2)}, about)
+        write_tensors(path, kind, {"a": torch.ones(2)}, about)
         broken.append(path.read_bytes())
     for data in broken:
         path.write_bytes(data)
         with pytest.raises(ValueError, match=f"{path} must (be a whole safetensors|hold (channel )?weights)"):
             ChannelWeights.load(path)
-    files.write(path, "other things", {"a": torch.ones(2)}, {})
+    write_tensors(path, "other things", {"a": torch.ones(2)}, {})
     with pytest.raises(ValueError, match=f"{path} must hold channel weights; found other things"):
         ChannelWeights.load(path)
     with pytest.raises(FileNotFoundError):
@@ -407,11 +408,11 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
 
 
 def test_sums_are_replaced_never_changed() -> None:
-    ledger = files.Ledger(None, {"a": 3}, {})
-    before = ledger.sums
-    ledger.add("a", 1, torch.ones(2, dtype=torch.float64), 5)
+    kept = ledger.Ledger(None, {"a": 3}, {})
+    before = kept.sums
+    kept.add("a", 1, torch.ones(2, dtype=torch.float64), 5)
     assert [before.done, before.samples, before.rows["a"].tolist()] == [0, 0, [0, 0, 0]]
-    assert [ledger.sums.done, ledger.sums.samples, ledger.sums.rows["a"].tolist()] == [2, 5, [0, 1, 1]]
+    assert [kept.sums.done, kept.sums.samples, kept.sums.rows["a"].tolist()] == [2, 5, [0, 1, 1]]
 
 
 class Stopping:
@@ -475,11 +476,11 @@ def test_too_large_a_chunk_is_resumed_with_a_smaller_one(tmp_path: Path) -> None
 
 def test_sums_are_saved_now_and_then_not_always(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    write = files.write
-    monkeypatch.setattr(files, "write", lambda *args: (written.append(args[3]["done"]), write(*args)))
+    write = ledger.write_tensors
+    monkeypatch.setattr(ledger, "write_tensors", lambda *args: (written.append(args[3]["done"]), write(*args)))
     find(chunk=2, resume=tmp_path / "sums")
     assert written == []
-    monkeypatch.setattr(files, "SECONDS", 0)
+    monkeypatch.setattr(ledger, "SECONDS", 0)
     find(chunk=2, resume=tmp_path / "sums", batches=1)
     assert written == ["1", "3", "5", "7", "9", "11", "13"]
     assert list(tmp_path.iterdir()) == []
@@ -491,7 +492,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 import test_channel_weights as test
 from pytl import files
-from pytl.regularizers.channels import files
+from pytl.regularizers.channels import ledger
 
 savings, fsync = [], os.fsync
 
@@ -502,7 +503,7 @@ def kill_in_the_fifth(descriptor):
         os.kill(os.getpid(), signal.SIGKILL)
     fsync(descriptor)
 
-os.fsync, files.SECONDS = kill_in_the_fifth, 0
+os.fsync, ledger.SECONDS = kill_in_the_fifth, 0
 test.torch.set_num_threads(1)
 test.find(chunk=3, resume=Path(sys.argv[1]))
 """
@@ -513,7 +514,7 @@ def test_kill_in_the_middle_of_saving_leaves_a_whole_file(tmp_path: Path) -> Non
     command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
-    assert files.read(path, "sums of channel scores")[1]["done"] == "8"
+    assert read_tensors(path, "sums of channel scores")[1]["done"] == "8"
     assert_same(find(chunk=3, resume=path).scores, find(chunk=3).scores)
     assert not path.exists()
 

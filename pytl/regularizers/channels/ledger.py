@@ -1,4 +1,4 @@
-"""Channel scores on the disk: finished ones, and the sums of a run that was interrupted."""
+"""The sums of channel scores on the disk, for a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -11,44 +11,13 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from pytl.extras import require
-from pytl.files import replacing, writable_folder
+from pytl.files import read_tensors, writable_folder, write_tensors
 
 SECONDS = 5.0
 """Between two savings, which wait for the disk: a few milliseconds each."""
 
 _KIND = "sums of channel scores"
 _ROW = "sums."
-
-
-def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes one safetensors file, or leaves what was there.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
-    whole = require("safetensors.torch", "features").save(dict(tensors), {"pytl": kind, **about})
-    with replacing(Path(path)) as file:
-        file.write(whole)
-
-
-def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write` wrote.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is truncated, no safetensors file, or one of another kind.
-    """
-    library = require("safetensors", "features")
-    try:
-        with library.safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except library.SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file: {error}") from error
-    if about.get("pytl") != kind:
-        raise ValueError(f"{path} must hold {kind}; found {about.get('pytl', 'tensors of something else')}")
-    return tensors, about
 
 
 @dataclass(frozen=True)
@@ -98,7 +67,7 @@ class Ledger:
         if self.path and self.sums.done:
             rows = {_ROW + name: row for name, row in self.sums.rows.items()}
             about = {"done": str(self.sums.done), "samples": str(self.sums.samples), **self.about}
-            write(self.path, _KIND, rows, about)
+            write_tensors(self.path, _KIND, rows, about)
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Ledger:
@@ -112,7 +81,7 @@ class Ledger:
 
 
 def _resumed(path: Path, about: Mapping[str, str], counts: Iterable[str]) -> Sums:
-    tensors, saved = read(path, _KIND)
+    tensors, saved = read_tensors(path, _KIND)
     differences = [
         f"{name}: saved {saved.get(name)}, now {now}" for name, now in about.items() if saved.get(name) != now
     ]

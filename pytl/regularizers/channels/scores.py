@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pytl.batch import Batch
-from pytl.regularizers.channels.files import Ledger
+from pytl.regularizers.channels.ledger import Ledger
 from pytl.regularizers.channels.network import Network, channel_dim
 
 NOTHING = ""

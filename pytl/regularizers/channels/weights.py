@@ -18,9 +18,10 @@ from pytl.architecture import named_layers, nearest
 from pytl.batch import Batch, evaluating
 from pytl.digest import digest
 from pytl.extras import require
+from pytl.files import read_tensors, write_tensors
 from pytl.progress import bar
-from pytl.regularizers.channels import figure, files
-from pytl.regularizers.channels.files import Ledger
+from pytl.regularizers.channels import figure
+from pytl.regularizers.channels.ledger import Ledger
 from pytl.regularizers.channels.network import Loss, Network
 from pytl.regularizers.channels.scores import NOTHING, channel_scores, exact, first_order
 
@@ -51,7 +52,7 @@ class ChannelWeights:
         tensors = {f"weights.{layer}": row for layer, row in self.weights.items()}
         tensors |= {f"scores.{layer}": row for layer, row in self.scores.items()}
         about = {"method": self.method, "layers": json.dumps([*self.weights])}  # the file itself sorts its tensors
-        files.write(path, _KIND, tensors, about)
+        write_tensors(path, _KIND, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> ChannelWeights:
@@ -61,7 +62,7 @@ class ChannelWeights:
             FileNotFoundError: there is no such file.
             ValueError: it is truncated, or holds something else.
         """
-        tensors, about = files.read(path, _KIND)
+        tensors, about = read_tensors(path, _KIND)
         try:
             layers = json.loads(about["layers"])
             weights, scores = (
