@@ -103,6 +103,10 @@ def _names_of(model: nn.Module, part: str | nn.Module) -> list[str]:
         names = [name for name, p in named.items() if id(p) in own]
     else:
         names = [name for name in named if name == part or name.startswith(part + ".")]
+    if not names and isinstance(part, str):
+        tied = [name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(part + ".")]
+        if tied:
+            raise ValueError(f"head must have parameters of its own; {', '.join(tied)} are tied to another layer's")
     if not names:
         known = {name.rpartition(".")[0] for name in named}
         raise ValueError(f"head must name layers of the model that have parameters; got {part!r}{nearest(part, known)}")

@@ -1,0 +1,67 @@
+"""RIFLE as a trainer's callback has it: options first, the optimizer and the number of steps when training begins."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pytl.architecture import Head
+from pytl.rifle import RIFLE
+
+_OF_THE_TRAINER = ("head", "optimizer", "total_steps", "periods", "steps_per_epoch", "model")
+_OPTIONS = [name for name in inspect.signature(RIFLE).parameters if name not in _OF_THE_TRAINER]
+
+
+class AttachedRIFLE:
+    """The part of a callback that knows no trainer.
+
+    Args:
+        head: the module to re-initialise, its name in the model, or several; None: found.
+        periods: into which the run is cut.
+        whole_epochs: periods end with an epoch; False: wherever they end.
+        options: of `pytl.RIFLE`: lr, cyclic_lr, reset_state, init, seed.
+
+    Attributes:
+        rifle: None until training begins.
+
+    Raises:
+        TypeError: an option that RIFLE lacks, or that the trainer gives.
+    """
+
+    def __init__(
+        self, head: Head | None = None, periods: int = 3, *, whole_epochs: bool = False, **options: Any
+    ) -> None:
+        if unknown := [name for name in options if name not in _OPTIONS]:
+            raise TypeError(f"options must be among {', '.join(_OPTIONS)}; got {', '.join(unknown)}")
+        self.head, self.periods, self.whole_epochs, self.options = head, periods, whole_epochs, options
+        self.rifle: RIFLE | None = None
+
+    def _attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        total_steps: int,
+        steps_per_epoch: int | None,
+        done: int,
+        saved: dict[str, Any] | None,
+    ) -> RIFLE:
+        """A RIFLE that has taken `done` steps, with the rates that a checkpoint saved.
+
+        Raises:
+            ValueError: as `pytl.RIFLE`; or the checkpoint is of a run that was cut otherwise.
+        """
+        rifle = RIFLE(
+            self.head,
+            optimizer,
+            total_steps,
+            self.periods,
+            steps_per_epoch=steps_per_epoch,
+            model=model,
+            **self.options,
+        )
+        rifle.load_state_dict({**rifle.state_dict(), **(saved or {}), "steps": done})
+        self.rifle = rifle
+        return rifle

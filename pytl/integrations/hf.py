@@ -1,0 +1,86 @@
+"""RIFLE in Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pytl.extras import require
+from pytl.integrations.attached import AttachedRIFLE
+
+_callbacks = require("transformers.trainer_callback", "hf")
+
+# Not the class's name: under `restore_callback_states_from_checkpoint` Trainer would replace the callback by one made
+# from JSON, which holds neither a module nor a function. What stands here travels in trainer_state.json either way.
+_KEY = "RIFLE"
+
+
+class RIFLECallback(AttachedRIFLE, _callbacks.TrainerCallback):  # type: ignore[name-defined, misc]
+    """Re-initialises the head at the end of each period but the last (Li et al. 2020, arXiv:2007.03349).
+
+    The head's cyclic rate needs parameter groups of its own, which Trainer's default optimizer does not make::
+
+        class Grouped:
+            def __call__(self, model, **options):
+                return pytl.AdamW(pytl.param_groups(model, head="classifier"), **options)
+
+        trainer = Trainer(
+            model=model,
+            ...,
+            optimizer_cls_and_kwargs=(Grouped, {"lr": 2e-5}),
+            callbacks=[pytl.integrations.hf.RIFLECallback(periods=3)],
+        )
+
+    With Trainer's own optimizer: ``RIFLECallback(periods=3, cyclic_lr=False)``. A run that is resumed from a checkpoint
+    goes on in its period.
+
+    Args:
+        head: the module to re-initialise, its name in the model, or several; None: found.
+        periods: into which the run is cut; 1 changes nothing.
+        whole_epochs: periods end with an epoch; False: wherever they end.
+        options: of `pytl.RIFLE`: lr, cyclic_lr, reset_state, init, seed.
+
+    Attributes:
+        rifle: None until training begins.
+
+    Raises:
+        TypeError: an option that RIFLE lacks, or that the trainer gives.
+        ValueError: when training begins, before a step: as `pytl.RIFLE`; a checkpoint of a run that was cut otherwise;
+            ``whole_epochs`` with a loader that has no length.
+    """
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        train_dataloader: Any,
+        **kwargs: Any,
+    ) -> None:
+        """After the checkpoint was loaded; Trainer counts steps of the optimizer, not micro-batches."""
+        epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps) if self.whole_epochs else None
+        saved = state.stateful_callbacks.get(_KEY)
+        rifle = self._attach(model, optimizer, state.max_steps, epoch, state.global_step, saved)
+        state.stateful_callbacks[_KEY] = rifle.state_dict()  # its steps are Trainer's, which are saved beside it
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A scheduler of metrics steps after the evaluation, which comes after `on_step_end`."""
+        assert self.rifle
+        self.rifle.set_rates()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the optimizer's and the scheduler's step, before a checkpoint is saved."""
+        assert self.rifle
+        self.rifle.step()
+
+
+def _steps_per_epoch(loader: Any, accumulated: int) -> int:
+    try:
+        return -(-len(loader) // accumulated)
+    except TypeError:  # of a stream's loader, which has a __len__ nevertheless
+        raise ValueError("whole_epochs needs a loader of known length; got one without") from None
