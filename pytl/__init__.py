@@ -1,6 +1,6 @@
 """Fine-tuning that keeps what the network knows, without letting that knowledge hurt."""
 
-from pytl import features, ops, regularizers
+from pytl import features, integrations, noise, ops, regularizers
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
 from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
@@ -8,12 +8,15 @@ from pytl.regularizers import (
     BSS,
     DELTA,
     L1SP,
+    TRED,
     AttentionTransfer,
     ChannelWeights,
     Distillation,
+    FeatureSplit,
     GroupLassoSP,
     L2SPFisher,
     channel_weights,
+    disentangle,
     fisher_diagonal,
 )
 from pytl.rifle import RIFLE
@@ -28,11 +31,13 @@ __all__ = [
     "L1SP",
     "RIFLE",
     "SGD",
+    "TRED",
     "AdamW",
     "AttentionTransfer",
     "ChannelWeights",
     "Direction",
     "Distillation",
+    "FeatureSplit",
     "GrOD",
     "GroupLassoSP",
     "L2SPFisher",
@@ -42,10 +47,13 @@ __all__ = [
     "StrengthSchedule",
     "Sum",
     "channel_weights",
+    "disentangle",
     "doctor",
     "features",
     "finetune",
     "fisher_diagonal",
+    "integrations",
+    "noise",
     "ops",
     "param_groups",
     "regularizers",

@@ -3,6 +3,7 @@
 from pytl.features.cache import CachedSource
 from pytl.features.capture import Capture, Feature, remove_hooks
 from pytl.features.layers import head_input, last_convolutions, layer_names, stages
+from pytl.features.probe import linear_probe
 from pytl.features.source import Source
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "head_input",
     "last_convolutions",
     "layer_names",
+    "linear_probe",
     "remove_hooks",
     "stages",
 ]

@@ -3,6 +3,7 @@
 from pytl.ops.adamw import adamw_step
 from pytl.ops.attention_map import attention_map, attention_map_distance
 from pytl.ops.bss import bss
+from pytl.ops.club import Gaussian, club
 from pytl.ops.direction_weights import direction_weights
 from pytl.ops.distillation import distillation
 from pytl.ops.feature_distance import feature_distance, tapped_feature_distance
@@ -11,10 +12,12 @@ from pytl.ops.mmd import mmd
 from pytl.ops.sgd import sgd_step
 
 __all__ = [
+    "Gaussian",
     "adamw_step",
     "attention_map",
     "attention_map_distance",
     "bss",
+    "club",
     "direction_weights",
     "distillation",
     "feature_distance",

@@ -11,29 +11,35 @@ from pytl.regularizers.fisher import fisher_diagonal
 from pytl.regularizers.group_lasso_sp import GroupLassoSP, group_lasso_sp
 from pytl.regularizers.l1_sp import L1SP, l1_sp
 from pytl.regularizers.l2_sp_fisher import L2SPFisher, l2_sp_fisher
+from pytl.regularizers.tred import TRED, FeatureSplit, Recipe, disentangle, tred
 from pytl.regularizers.weights import WeightRegularizer
 
 __all__ = [
     "BSS",
     "DELTA",
     "L1SP",
+    "TRED",
     "AttentionTransfer",
     "ChannelWeights",
     "Distillation",
     "FeatureRegularizer",
+    "FeatureSplit",
     "GroupLassoSP",
     "L2SPFisher",
     "Penalties",
     "Penalty",
+    "Recipe",
     "Regularizer",
     "WeightRegularizer",
     "attention_transfer",
     "batch_spectral_shrinkage",
     "channel_weights",
     "delta",
+    "disentangle",
     "feature_distillation",
     "fisher_diagonal",
     "group_lasso_sp",
     "l1_sp",
     "l2_sp_fisher",
+    "tred",
 ]
