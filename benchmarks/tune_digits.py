@@ -33,8 +33,13 @@ STRENGTHS = {
     "l1sp": (1e-5, 1e-4, 3e-4, 1e-3),
     "grouplassosp": (1e-5, 1e-4, 3e-4, 1e-3),
     "l2spfisher": (1.0, 10.0, 100.0, 1000.0),
+    **dict.fromkeys(("tred", "tred-max-mmd", "tred-min-mi"), (0.001, 0.01, 0.1, 1.0)),
+    **dict.fromkeys(("rifle", "cycliclr"), (2, 3, 4, 5)),
+    **dict.fromkeys(("dropout", "dropconnect", "stochasticdepth"), (0.1, 0.2, 0.35, 0.5)),
+    "disturblabel": (0.02, 0.05, 0.1, 0.2),
 }
 PULLS = (0.01, 0.03, 0.1, 0.3)
+OPTIONS = {"plain": "weight_decay", "rifle": "periods", "cycliclr": "cycles"}
 
 
 def with_strength(name: str, value: float) -> Method:
@@ -42,7 +47,9 @@ def with_strength(name: str, value: float) -> Method:
     method = parse(name)
     if method.penalties:
         return replace(method, penalties=dict.fromkeys(method.penalties, value))
-    return replace(method, **{"weight_decay" if name == "plain" else "sp_decay": value})
+    if method.noise:
+        return replace(method, noise=dict.fromkeys(method.noise, value))
+    return replace(method, **{OPTIONS.get(name, "sp_decay"): value})
 
 
 def accuracy(task: Task, seed: int, method: Method, lr: float, cache: Path) -> float:

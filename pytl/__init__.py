@@ -1,6 +1,6 @@
 """Fine-tuning that keeps what the network knows, without letting that knowledge hurt."""
 
-from pytl import features, integrations, noise, ops, regularizers
+from pytl import analysis, features, integrations, noise, ops, regularizers
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
 from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
@@ -46,6 +46,7 @@ __all__ = [
     "Result",
     "StrengthSchedule",
     "Sum",
+    "analysis",
     "channel_weights",
     "disentangle",
     "doctor",

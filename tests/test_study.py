@@ -11,7 +11,7 @@ from torch import nn
 
 from pytl.data import Task, digits
 from pytl.study import comparison as study
-from pytl.study import report
+from pytl.study import report, resets
 from pytl.study.comparison import Study
 from pytl.study.evidence import Outcome, interval, paired, rows, verdict
 from pytl.study.networks import pretrained_digits
@@ -112,6 +112,28 @@ def test_results_are_plain_json(finished: tuple[Study, list[Outcome], Path]) -> 
     results = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert [run["accuracy"] for run in results["runs"]] == [one.accuracy for one in found]
     assert results["rows"][1]["method"] == "dtnh"
+
+
+def test_the_report_shows_resets_and_the_split(tmp_path: Path) -> None:
+    plan = Study(**SMALL | {"methods": ("plain", "rifle", "tred"), "seeds": 1, "epochs": 3}, out=tmp_path)
+    found = study.run(plan)
+    text = report.write(plan, found).read_text()
+    assert (tmp_path / "figures" / "gradients-digits-classes.png").exists()
+    assert "Dotted lines: a method's head is re-initialised there" in text
+    assert re.search(r"tred, means over seeds: \|F_p\|/\|F_o\| of layer3 \d\.\d\d", text)
+    rifle = [one for one in found if one.method == "rifle"]
+    assert resets.epochs(rifle[0].history) == [1.0, 2.0]
+    norms = resets.norms(rifle)
+    assert [*norms] == [1, 2]
+    assert norms[1]["after"]["head"] == rifle[0].history[0]["gradient/1 after/head"]
+    assert resets.epochs(found[0].history) == []
+
+
+def test_norms_over_seeds_are_geometric_means() -> None:
+    runs = outcomes({"rifle": [0.5, 0.7]})
+    for one, norm in zip(runs, (1.0, 4.0), strict=True):
+        one.history[0].update({"reset/1": 0.5, "gradient/1 before/a": norm, "gradient/1 after/a": 0.0})
+    assert resets.norms(runs) == {1: {"before": {"a": pytest.approx(2.0)}, "after": {"a": 0.0}}}
 
 
 def test_report_is_one_file_that_needs_no_network(finished: tuple[Study, list[Outcome], Path]) -> None:

@@ -1,10 +1,13 @@
 import copy
 import errno
 import json
+import math
 import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pytl
+from pytl.analysis import GradientNorms
+from pytl.training import resets
 from pytl.training.checkpoint import ResumeError
 from pytl.training.fine_tuning import Result, finetune
 from pytl.training.interrupt import Interrupted
@@ -93,8 +98,9 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
         {"amp": "bf16", "num_workers": 2},
         {"method": "distillation+l2spfisher+dtnh"},
         {"method": "bss+l1sp", "amp": "fp16"},
+        {"method": "dropout+dropconnect+disturblabel+dtnh+rifle"},
     ],
-    ids=["l2sp", "adamw", "fp16", "workers", "penalties apart", "penalties added"],
+    ids=["l2sp", "adamw", "fp16", "workers", "penalties apart", "penalties added", "noise and rifle"],
 )
 @pytest.mark.parametrize(
     "call", [1, 3, BATCHES, BATCHES + 1, CALLS_IN_AN_EPOCH, CALLS_IN_AN_EPOCH + 3, EPOCHS * CALLS_IN_AN_EPOCH]
@@ -349,9 +355,10 @@ def small_convolutions() -> nn.Module:
 def fine_tuned(method: str, **options: Any) -> Result:
     loader = DataLoader(Noisy(18), 4, shuffle=True)
     fixed = {"method": method, "head": "head", "epochs": 2, "lr": 0.05, "seed": 5, "progress": False}
-    return finetune(small_convolutions(), loader, **{**fixed, **options})
+    return finetune(small_convolutions(), loader, options.pop("eval", None), **{**fixed, **options})
 
 
+@pytest.mark.filterwarnings("ignore:the split by")
 @pytest.mark.parametrize("name", sorted(REGULARIZERS))
 @pytest.mark.parametrize("direction", ["", "+dtnh"])
 def test_each_regulariser_is_a_method_whose_terms_are_recorded(name: str, direction: str) -> None:
@@ -448,3 +455,75 @@ def test_delta_without_a_head_says_what_is_missing() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="head must be named for delta, which trains it alone first"):
         finetune(model, [(Noisy(6).points, Noisy(6).labels)], method="delta", epochs=1, progress=False)
+
+
+def test_each_noise_is_a_method_and_gone_in_the_end() -> None:
+    plain = weights(fine_tuned("plain").model)
+    for name in ("dropout", "dropconnect", "disturblabel"):
+        result = fine_tuned(name)
+        assert not torch.equal(weights(result.model), plain)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in result.model.modules())
+        assert parse(name).options() | {"weight_decay": 0.03} == parse("l2+" + name).options()
+    with pytest.raises(ValueError, match="stochastic depth needs residual branches, and finds none"):
+        fine_tuned("stochasticdepth")
+
+
+def test_noise_is_in_training_alone() -> None:
+    """With a rate of 0 nothing is learnt, and the loss that is reported is the network's own."""
+    fixed = [(Noisy(8).points, Noisy(8).labels)]
+    losses = {name: fine_tuned(name, lr=0.0, eval=fixed) for name in ("plain", "disturblabel", "dropout")}
+    measured = [result.history[0]["loss"] for result in losses.values()]
+    assert measured == [measured[0]] * 3
+    assert losses["disturblabel"].history[0]["train_loss"] != losses["plain"].history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_cyclic_rates_restart_in_each_period(schedule: str) -> None:
+    loader = [(Noisy(4).points, Noisy(4).labels)] * 2
+    method = replace(parse("cycliclr"), cycles=3)
+    options: dict[str, Any] = {"head": "head", "epochs": 6, "lr": 0.1, "schedule": schedule, "progress": False}
+    history = finetune(network(), loader, method=method, **options).history
+    assert [record["lr"] for record in history] == pytest.approx(
+        [0.1 * (1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 3, 1, 3, 1, 3)]
+    )
+
+
+def test_resets_are_recorded_with_the_gradients_around_them() -> None:
+    history = fine_tuned("rifle", epochs=3).history  # of 5 batches: new heads after steps 5 and 10
+    told = {key: value for record in history for key, value in record.items() if key.startswith("reset/")}
+    assert told == {"reset/1": 1.0, "reset/2": 2.0}
+    assert "reset/1" in history[0]
+    for number, when in product((1, 2), ("before", "after")):
+        blocks = [key for record in history for key in record if key.startswith(f"gradient/{number} {when}/")]
+        assert [key.rpartition("/")[2] for key in blocks] == ["1", "3", "head"]
+
+
+def test_measuring_gradients_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = weights(fine_tuned("dropout+disturblabel+delta+dtnh+rifle", epochs=3).model)
+    monkeypatch.setattr(resets, "gradient_norms", lambda *args, **options: GradientNorms({}, 0.0, 1))
+    assert torch.equal(weights(fine_tuned("dropout+disturblabel+delta+dtnh+rifle", epochs=3).model), looked_at)
+
+
+def test_more_periods_than_steps_are_refused_before_training() -> None:
+    model = network()
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"periods must be in \[1, total_steps = 2\]; got 3"):
+        finetune(model, [(Noisy(4).points, Noisy(4).labels)], method="rifle", epochs=2, head="head", progress=False)
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.filterwarnings("ignore:the split by")
+def test_a_split_is_kept_and_taken_up_again(tmp_path: Path) -> None:
+    whole = fine_tuned("tred", out=tmp_path / "whole")
+    assert len(list((tmp_path / "whole").glob("split-both-*.safetensors"))) == 1
+    assert "fact/tred probe F_p of 3" in whole.history[0]
+    with pytest.raises(Interrupted):
+        fine_tuned("tred", loss=at_call(3, ctrl_c), out=tmp_path / "stopped")
+    resumed = fine_tuned("tred", out=tmp_path / "stopped", resume=True)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def test_one_class_is_refused_before_training() -> None:
+    loader = [(Noisy(8).points, torch.ones(8, dtype=torch.int64))]
+    with pytest.raises(ValueError, match="loader must give >= 2 classes; got 8 samples of class 1"):
+        finetune(small_convolutions(), loader, method="tred", head="head", progress=False)

@@ -77,10 +77,14 @@ class Regularizer(Penalty):
     """One method's penalty: the sum of its terms, times ``strength``, which may be changed between steps.
 
     A subclass says what its terms are.
+
+    Attributes:
+        facts: what there is to know of it beside its terms, by name; it does not change while it is used.
     """
 
     def __init__(self, strength: float) -> None:
         super().__init__()
+        self.facts: dict[str, float] = {}
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"strength must be finite and >= 0; got {strength}")
         self.strength = strength

@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pytl.analysis.gradients import by_depth
 from pytl.extras import require
 from pytl.pictures import INK, STYLE, WIDTH
-from pytl.study import terms
+from pytl.study import resets, terms
 from pytl.study.evidence import BASELINE, Outcome, Row, interval
 from pytl.training.records import Record
 
@@ -32,7 +33,8 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
     """Draws all that the runs can show, as PNG files in `folder`.
 
     Returns:
-        ``"differences"``, ``"accuracy TASK"`` and ``"conflict TASK"`` -> file.
+        ``"differences"``, and ``"accuracy TASK"``, ``"conflict TASK"``, ``"gradients TASK"`` and ``"terms TASK"`` where
+        there is something to show -> file.
     """
     require("matplotlib", "plots").use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,9 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
             pulled = [one for one in mine if any(record.get("conflict_rate") is not None for record in one.history)]
             if pulled:
                 drawn[f"conflict {task}"] = _conflict(pulled, looks, folder / f"conflict-{stem}.png")
+            renewed = [one for one in mine if resets.epochs(one.history)]
+            if renewed:
+                drawn[f"gradients {task}"] = _gradients(renewed, folder / f"gradients-{stem}.png")
             if any(terms.names(one.history) for one in mine):
                 drawn[f"terms {task}"] = _terms(mine, looks, folder / f"terms-{stem}.png")
     return drawn
@@ -106,6 +111,26 @@ def _conflict(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -
     return _saved(figure, path)
 
 
+def _gradients(outcomes: Sequence[Outcome], path: Path) -> Path:
+    """For each method that re-initialises its head: gradient norms by depth, before and after each time."""
+    methods = list(dict.fromkeys(outcome.method for outcome in outcomes))
+    figure, panels = _pyplot().subplots(
+        len(methods), 1, figsize=(WIDTH, 0.6 + 2.6 * len(methods)), squeeze=False, sharex=True
+    )
+    for axes, method in zip(panels.flatten(), methods, strict=True):
+        mine = [outcome for outcome in outcomes if outcome.method == method]
+        for number, norms in resets.norms(mine).items():
+            colour = _OTHERS[(number - 1) % len(_OTHERS)]
+            after = resets.epochs(mine[0].history)[number - 1]
+            by_depth(axes, norms["before"], color=colour, linestyle=(0, (4, 1.5)), markerfacecolor="white")
+            by_depth(axes, norms["after"], color=colour, label=f"after epoch {after:.3g}")
+        axes.set_title(method)
+        axes.legend(title="new head (dashed: just before)", title_fontsize=9, fontsize=9)
+        axes.set_xlabel("")
+    panels[-1, 0].set_xlabel("block, from the input on")
+    return _saved(figure, path)
+
+
 def _terms(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> Path:
     """Of each named term of each method: its value, how often it opposes the task, and its cosine."""
     figure, (value, rate, cosine) = _pyplot().subplots(3, 1, figsize=(WIDTH, 6.6), sharex=True)
@@ -138,6 +163,8 @@ def _curves(axes: Any, outcomes: Sequence[Outcome], key: str, looks: dict[str, L
         low = [scale * max(band.low, -1 if key == "mean_cosine" else 0) for band in bands]
         high = [scale * min(band.high, 1) for band in bands]
         axes.fill_between(epochs, low, high, color=looks[method]["color"], alpha=0.1, linewidth=0)
+        for epoch in resets.epochs(next(one.history for one in outcomes if one.method == method)):
+            axes.axvline(epoch, linewidth=1, zorder=1, alpha=0.6, color=looks[method]["color"], linestyle=(0, (1, 2)))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -57,6 +57,7 @@ def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn
         tasks=tasks,
         summary=table.summary(found),
         terms=terms.table(outcomes),
+        renewed=any(name.startswith("gradients ") for name in drawn),
         compared=sum(1 for row in found if row.difference),
         methods=[parse(name) for name in dict.fromkeys(row.method for row in found)],
         images={name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},

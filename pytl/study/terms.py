@@ -18,6 +18,7 @@ class Term:
         parts: the values of its own terms, by layer.
         conflict: the share of weight tensors where its gradient opposes the task's; None where it has none.
         cosine: mean cosine of its gradient and the task's; None where it has none.
+        facts: what else there is to know of it, as of TRED's split.
     """
 
     task: str
@@ -26,6 +27,7 @@ class Term:
     parts: dict[str, float]
     conflict: float | None
     cosine: float | None
+    facts: dict[str, float]
 
     @property
     def value(self) -> float | None:
@@ -43,7 +45,7 @@ def of(name: str, history: Sequence[Record]) -> list[Record]:
     return [
         {
             "epoch": record["epoch"],
-            "value": sum(_parts(name, record).values()) or None,
+            "value": sum(_parts("term", name, record).values()) or None,
             "conflict": record[f"conflict/{name}"],
             "cosine": record[f"cosine/{name}"],
         }
@@ -61,14 +63,17 @@ def table(outcomes: Sequence[Outcome]) -> list[Term]:
 
 
 def _term(task: str, method: str, name: str, last: Sequence[Record]) -> Term:
-    found = [_parts(name, record) for record in last]
-    parts = {part: fmean(one[part] for one in found) for part in found[0]}
+    parts, facts = (_means([_parts(kind, name, record) for record in last]) for kind in ("term", "fact"))
     conflict, cosine = (_mean([record.get(f"{kind}/{name}") for record in last]) for kind in ("conflict", "cosine"))
-    return Term(task, method, name, parts, conflict, cosine)
+    return Term(task, method, name, parts, conflict, cosine, facts)
 
 
-def _parts(name: str, record: Mapping[str, float | int | None]) -> dict[str, float]:
-    prefix = f"term/{name} "
+def _means(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: fmean(one[part] for one in found) for part in found[0]}
+
+
+def _parts(kind: str, name: str, record: Mapping[str, float | int | None]) -> dict[str, float]:
+    prefix = f"{kind}/{name} "
     return {key.removeprefix(prefix): float(value or 0) for key, value in record.items() if key.startswith(prefix)}
 
 

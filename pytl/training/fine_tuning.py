@@ -17,7 +17,7 @@ from pytl import files
 from pytl.progress import bar
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
-from pytl.training import methods, penalties
+from pytl.training import methods, noise, penalties
 from pytl.training.journal import Journal
 from pytl.training.records import Record
 from pytl.training.run import Parts, Run
@@ -110,12 +110,24 @@ def finetune(
     _seed(seed)
     chosen, built = _chosen(method, optimizer, model, lr, head)
     setting = penalties.Setting(model, train_loader, loss, place, head, folder, progress)
-    with penalties.of(chosen, setting) if penalty is None else nullcontext(penalty) as regulariser:
+    with (
+        noise.of(chosen, model, head, loss) as training_loss,
+        penalties.of(chosen, setting) if penalty is None else nullcontext(penalty) as regulariser,
+    ):
         fingerprint = _fingerprint(chosen, built, model, settings)
         if chosen.penalties:
             fingerprint["source"] = setting.start_digest
         parts = Parts(
-            model, built, train_loader, eval_loader, loss, place, regulariser, _rifle(chosen, built, model, head)
+            model,
+            built,
+            train_loader,
+            eval_loader,
+            loss,
+            place,
+            regulariser,
+            _rifle(chosen, built, model, head),
+            training_loss,
+            chosen.cycles or 1,
         )
         run = Run(parts, settings)
         journal = Journal(run, folder, fingerprint)
@@ -159,6 +171,9 @@ def _fingerprint(method: methods.Method, optimizer: Optimizer, model: nn.Module,
     return {
         "method": method.name,
         "penalties": dict(method.penalties),
+        "noise": dict(method.noise),
+        "periods": method.periods or 1,
+        "cycles": method.cycles or 1,
         "optimizer": type(optimizer).__name__,
         "groups": {str(index): group for index, group in enumerate(groups)},
         **plan,

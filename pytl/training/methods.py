@@ -30,7 +30,9 @@ class Method:
         weight_decay: strength of the pull to zero (L2), on transferred weights; 0 by default.
         head_weight_decay: the same for the new head; `weight_decay` by default.
         periods: of RIFLE, at the end of each but the last the head is re-initialised; 1 by default.
+        cycles: of the learning rate, which restarts at the beginning of each; 1 by default.
         penalties: strengths of the regularisers beside the optimizer's, by their names.
+        noise: probabilities of what is dropped or disturbed in training, by their names.
     """
 
     name: str
@@ -40,17 +42,20 @@ class Method:
     weight_decay: float | None = None
     head_weight_decay: float | None = None
     periods: int | None = None
+    cycles: int | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def options(self) -> dict[str, float | str]:
         """What the method sets, by option."""
-        values = {option.name: getattr(self, option.name) for option in fields(self)[2:-1]}
+        values = {option.name: getattr(self, option.name) for option in fields(self)[2:-2]}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def strengths(self) -> dict[str, float | str]:
         """All that it sets, for a reader."""
-        return self.options() | {f"strength of {name}": value for name, value in self.penalties.items()}
+        strengths = {f"strength of {name}": value for name, value in self.penalties.items()}
+        return self.options() | strengths | {f"probability of {name}": p for name, p in self.noise.items()}
 
     def optimizer(self, model: nn.Module, kind: str, lr: float, head: str | None = None) -> Optimizer:
         """The optimizer that takes this method's steps.
@@ -85,6 +90,10 @@ def _held(name: str, summary: str, strength: float) -> Method:
     return Method(name, summary, penalties={name: strength}, **_HEAD)
 
 
+def _noisy(name: str, summary: str, p: float) -> Method:
+    return Method(name, summary, noise={name: p}, **_HEAD)
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -95,10 +104,18 @@ METHODS = {
         Method("grod", "only across the task's gradient", direction="grod", **_HEAD),
         Method("pcgrad", "task and regulariser each projected off the other", direction="pcgrad", **_HEAD),
         Method("rifle", "the head re-initialised twice on the way", periods=3, **_HEAD),
+        Method("cycliclr", "the learning rate restarted twice on the way", cycles=3, **_HEAD),
+        _noisy("dropout", "pooled features dropped", 0.5),
+        _noisy("dropconnect", "weights of the head dropped", 0.5),
+        _noisy("stochasticdepth", "residual branches dropped, the more often the deeper", 0.5),
+        _noisy("disturblabel", "labels drawn anew", 0.1),
         _held("delta", "features held, channel by channel as it matters for the task", 0.01),
         _held("delta-first-order", "as delta, with an estimate of how channels matter", 0.01),
         _held("at", "attention maps held", 1.0),
         _held("distillation", "features of the stages held", 0.01),
+        _held("tred", "features held to what the target needs of the source's, by Max-MMD and Min-MI", 0.01),
+        _held("tred-max-mmd", "as tred, by Max-MMD", 0.01),
+        _held("tred-min-mi", "as tred, by Min-MI", 0.01),
         _held("l1sp", "pulled to the starting point by the L1 norm", 1e-4),
         _held("grouplassosp", "pulled to the starting point filter by filter", 1e-5),
         _held("l2spfisher", "pulled to the starting point as each weight matters for the start's answers", 1.0),
@@ -128,13 +145,16 @@ def parse(text: str) -> Method:
         raise ValueError(f"method must have one direction; got {text!r} with {', '.join(sorted(map(str, directions)))}")
     joined: dict[str, Any] = {}
     penalties: dict[str, float] = {}
+    noise: dict[str, float] = {}
     for part in parts:
-        joined, penalties = {**part.options(), **joined}, {**penalties, **part.penalties, **penalties}
+        joined = {**part.options(), **joined}
+        penalties = {**penalties, **part.penalties, **penalties}
+        noise = {**noise, **part.noise, **noise}
     if directions - {"sum"} and not penalties:
         joined.setdefault("sp_decay", _SP_DECAY)
     if not penalties and not {"sp_decay", "weight_decay"} & joined.keys():
         joined["weight_decay"] = _WEIGHT_DECAY
-    return replace(Method(text, _summary(parts, joined, penalties)), **joined, penalties=penalties)
+    return replace(Method(text, _summary(parts, joined, penalties)), **joined, penalties=penalties, noise=noise)
 
 
 def _summary(parts: Iterable[Method], joined: Mapping[str, Any], penalties: Mapping[str, float]) -> str:

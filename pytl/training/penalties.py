@@ -21,15 +21,18 @@ from pytl.regularizers import (
     BSS,
     DELTA,
     L1SP,
+    TRED,
     AttentionTransfer,
     ChannelWeights,
     Distillation,
+    FeatureSplit,
     GroupLassoSP,
     L2SPFisher,
     Penalties,
     Penalty,
     Regularizer,
     channel_weights,
+    disentangle,
     fisher_diagonal,
 )
 from pytl.training.methods import Method
@@ -125,6 +128,19 @@ def train_head(network: nn.Module, setting: Setting) -> None:
             optimizer.zero_grad()
 
 
+def _tred(criterion: str, setting: Setting, strength: float) -> Regularizer:
+    """Stage one is kept in the run's folder."""
+    kept = setting.folder and setting.folder / f"split-{criterion}-{setting.start_digest}.safetensors"
+    if kept and kept.exists():
+        split = FeatureSplit.load(kept)
+    else:
+        seed, progress = torch.initial_seed(), setting.progress
+        split = disentangle(setting.source, setting.loader, recipe=criterion, seed=seed, progress=progress)
+        if kept:
+            split.save(kept)
+    return TRED(setting.model, split, strength=strength, source=setting.source)
+
+
 def _with_source(kind: Callable[..., Regularizer], setting: Setting, strength: float) -> Regularizer:
     return kind(setting.model, strength=strength, source=setting.source)
 
@@ -143,6 +159,9 @@ REGULARIZERS: dict[str, Callable[[Setting, float], Regularizer]] = {
     "delta-first-order": partial(_delta, "first-order"),
     "at": partial(_with_source, AttentionTransfer),
     "distillation": partial(_with_source, Distillation),
+    "tred": partial(_tred, "both"),
+    "tred-max-mmd": partial(_tred, "max-mmd"),
+    "tred-min-mi": partial(_tred, "min-mi"),
     "bss": lambda setting, strength: BSS(setting.model, strength=strength),
     "l1sp": partial(_on_weights, L1SP),
     "grouplassosp": partial(_on_weights, GroupLassoSP),

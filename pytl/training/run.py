@@ -1,6 +1,5 @@
 """One training run: its loop, and the state that lets it stop at any step and go on to the same bits."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from pytl.batch import Batch
 from pytl.directions import find
 from pytl.optim.base import Optimizer as PytlOptimizer
+from pytl.periods import Periods
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
-from pytl.training import terms
+from pytl.training import resets, terms
 from pytl.training.checkpoint import random_state, restore_random_state
 from pytl.training.records import Record, conflicts
 from pytl.training.settings import AMP_DTYPES, Settings
@@ -35,6 +35,10 @@ class Parts:
     penalty: Penalty | None = None
     rifle: Callable[[int], RIFLE] | None = None
     """Of the steps in all."""
+    training_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Where another one is minimised than the one that is measured."""
+    cycles: int = 1
+    """Of the learning rate."""
 
     @property
     def directs(self) -> bool:
@@ -64,6 +68,7 @@ class Partial:
     seconds: float = 0.0
     report: Record = field(default_factory=dict)
     terms: Record = field(default_factory=dict)
+    resets: Record = field(default_factory=dict)
 
 
 class Run:
@@ -80,9 +85,9 @@ class Run:
         self.partial: Partial | None = None
 
     def _rate(self, step: int) -> float:
-        if self.settings.schedule == "constant":
+        if self.settings.schedule == "constant" and self.parts.cycles == 1:
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * step / self._known_steps("schedule='cosine'")))
+        return Periods(self._known_steps("schedule='cosine'"), self.parts.cycles).cosine(step)
 
     def _known_steps(self, what: str) -> int:
         if self.steps_total is None:
@@ -182,14 +187,15 @@ class Run:
         with self._autocast():
             if penalty:
                 penalty.prepare(*one.inputs, ids=one.ids, **one.keywords)
-            loss = self.parts.loss(one.logits(self.parts.model), one.labels)
+            loss = (self.parts.training_loss or self.parts.loss)(one.logits(self.parts.model), one.labels)
             values = penalty.values(*one.inputs, ids=one.ids, **one.keywords) if penalty else {}
         self._backward(loss, values, partial)
         self.scaler.step(optimizer)
         self.scaler.update()
         self.scheduler.step()
         if self.rifle:
-            self.rifle.step()
+            epochs = len(self.history) + (partial.batches + 1) / (self.length or 1)
+            partial.resets |= resets.step(self.rifle, self.parts.model, [batch], self.parts.loss, epochs)
         optimizer.zero_grad()
         partial.loss = partial.loss + loss.detach().float() * len(one.labels)
         partial.samples += len(one.labels)
@@ -248,6 +254,7 @@ class Run:
             "lr": partial.lr,
             **partial.report,
             **partial.terms,
+            **partial.resets,
             "seconds": round(partial.seconds, 4),
         }
 

@@ -25,12 +25,13 @@ def gradients_of(values: Mapping[str, Tensor], params: Sequence[Tensor], scaler:
 
 
 def record_of(penalty: Penalty, optimizer: Optimizer, params: Sequence[Tensor], gradients: Gradients) -> Record:
-    """Each term's value, and each regulariser's conflict rate and mean cosine with the task's gradient.
+    """Each term's value, each regulariser's facts, and its conflict rate and mean cosine with the task's gradient.
 
     The task's gradients are the parameters' own. The pull to the starting point, where there is one, is "l2sp".
     """
     values = {f"term/{part.name} {term}": value for part in penalty.parts for term, value in part.terms.items()}
     record: Record = {name: finite(float(value)) for name, value in values.items()}
+    record |= {f"fact/{part.name} {name}": fact for part in penalty.parts for name, fact in part.facts.items()}
     pull = _pulls(optimizer, params)
     if gradients and any(r is not None for r in pull):
         gradients = gradients | {"l2sp": pull}

@@ -49,6 +49,18 @@ class TRED(FeatureRegularizer):
     ) -> None:
         super().__init__(model, split.layers, strength, source, tapped=True)
         self.split = split
+        self.facts = {
+            f"{name} of {layer}": value
+            for layer, guards in split.guards.items()
+            for name, value in (
+                ("|F_p|/|F_o|", guards.relevant_share),
+                ("|F_n|/|F_o|", guards.rest_share),
+                ("error", guards.reconstruction_error),
+                ("probe F_o", guards.source_probe),
+                ("probe F_p", guards.relevant_probe),
+                ("probe F_n", guards.rest_probe),
+            )
+        }
 
     def _term(self, layer: str, feature: Feature, source: Tensor) -> Tensor:
         relevant = self.split.relevant(layer, source)
