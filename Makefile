@@ -7,10 +7,20 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := CMakeLists.txt $(shell find csrc -type f)
 BUILD_TOOLS := setuptools cmake ninja pybind11
 
-.PHONY: demo test lint format bench gpu clean
+.PHONY: demo study test lint format bench gpu clean
 
 demo: .venv/native
 	$(BIN)/pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo --resume
+
+# RIFLE, TRED and what they are compared with: 14 methods, 5 tasks, SEEDS seeds; the table is kept.
+SEEDS ?= 5
+STUDY := pytl finetune --data digits --seeds $(SEEDS) --method plain l2sp delta at bss rifle \
+  dropout dropconnect stochasticdepth disturblabel cycliclr tred tred-max-mmd tred-min-mi
+study: .venv/native
+	mkdir -p runs
+	(echo '$(STUDY)'; $(BIN)/$(STUDY) --out runs/study --resume) > runs/study.txt
+	mv runs/study.txt benchmarks/results/study_digits.txt
+	cat benchmarks/results/study_digits.txt
 
 test: .venv/native lint
 	$(BIN)/python -m pytest
