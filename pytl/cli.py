@@ -31,6 +31,7 @@ _EXAMPLES = """\
 examples:
   pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo
   pytl finetune --data digits:mirrored --method plain delta+dtnh distillation+dtnh+rifle --seeds 10 --out runs/mirrored
+  pytl finetune --data digits --method plain rifle dropout cycliclr tred --out runs/rifle
   pytl finetune --data photos/ --model my_models:resnet --method plain dtnh --out runs/photos
   pytl finetune --data photos/ --model ./vit-base --method plain l2sp --optimizer adamw --lr 1e-4 --out runs/vit
 

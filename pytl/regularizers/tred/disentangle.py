@@ -48,6 +48,7 @@ def disentangle(
 
     Cost: one pass over the loader, whose features are kept in memory (N C h w numbers a layer) and trained on; so
     random augmentations are those of that pass, and a ``CachedSource`` that knows the samples runs no network.
+    With several processes split in one of them, save, and load in all: each would split by its own samples.
     A warning tells of a trivial split; `FeatureSplit.report` and `plot` show the guards.
 
     Args:
@@ -78,7 +79,8 @@ def disentangle(
         torch.manual_seed(seed)
         kept, held = _held_out(classes, held_out)
         for layer in names:
-            _refuse_constant(layer, features[layer])
+            _refuse_useless(layer, features[layer], kept)
+        for layer in names:
             with bar(f"splitting {layer}", recipe.steps, 0, progress) as advance:
                 found[layer] = split(Samples(features[layer], classes, kept, held), recipe, advance)
     made = FeatureSplit(
@@ -134,8 +136,9 @@ def _held_out(classes: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return order[~held[order]], order[held[order]]
 
 
-def _refuse_constant(layer: str, features: Tensor) -> None:
+def _refuse_useless(layer: str, features: Tensor, kept: Tensor) -> None:
+    """Raises ValueError for features that are not finite, or the same for all samples that are trained on."""
     if not features.isfinite().all():
         raise ValueError(f"layer {layer!r} must have finite features; some are not")
-    if bool((features == features[:1]).all()):
-        raise ValueError(f"layer {layer!r} must have features that differ; those of all {len(features)} samples agree")
+    if bool((features[kept] == features[kept[:1]]).all()):
+        raise ValueError(f"layer {layer!r} must have features that differ; those of all {len(kept)} samples agree")
