@@ -20,7 +20,7 @@ class Periods:
     steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
-        unit = self.steps_per_epoch or 1
+        unit = self._unit
         if unit < 1 or self.total_steps % unit:
             raise ValueError(f"total_steps must be whole epochs of {unit} steps; got {self.total_steps}")
         known = "total_steps" if self.steps_per_epoch is None else "epochs"
@@ -28,11 +28,14 @@ class Periods:
             raise ValueError(f"periods must be in [1, {known} = {self.total_steps // unit}]; got {self.count}")
 
     @property
+    def _unit(self) -> int:
+        return 1 if self.steps_per_epoch is None else self.steps_per_epoch
+
+    @property
     def boundaries(self) -> list[int]:
         """The steps at which periods begin, and the last one's end."""
-        unit = self.steps_per_epoch or 1
-        units = self.total_steps // unit
-        return [unit * round(period * units / self.count) for period in range(self.count + 1)]
+        units = self.total_steps // self._unit
+        return [self._unit * round(period * units / self.count) for period in range(self.count + 1)]
 
     @property
     def resets(self) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytl.architecture import Head, head_modules
+from pytl.initialisers import Initialiser, initialiser
 from pytl.periods import Periods
-
-Initialiser = str | Callable[[nn.Module], None]
 
 _log = logging.getLogger(__name__)
 
@@ -54,9 +52,9 @@ class RIFLE:
         steps: how many were taken.
 
     Raises:
-        ValueError: periods out of range; an unknown init, or a head that has no ``reset_parameters``; a head without
-            parameters, or whose parameters are not the optimizer's, are tied to others, are pulled to their starting
-            point, or share a group with others while the rate is cyclic. Nothing is changed then.
+        ValueError: periods or a rate out of range; an unknown init, or a head that has no ``reset_parameters``; a head
+            without parameters, or whose parameters are not the optimizer's, are tied to others, are pulled to their
+            starting point, or share a group with others while the rate is cyclic. Nothing is changed then.
     """
 
     def __init__(
@@ -75,11 +73,13 @@ class RIFLE:
         seed: int = 0,
     ) -> None:
         self.periods = Periods(total_steps, periods, steps_per_epoch)
+        if lr is not None and not lr >= 0:
+            raise ValueError(f"lr must be >= 0; got {lr}")
         self.head = _given(head) if model is None else head_modules(model, head)
         self.optimizer, self.cyclic_lr = optimizer, cyclic_lr and periods > 1
         self.reset_state, self.seed = reset_state, seed
         self.steps = 0
-        self._initialise = _initialiser(init, self.head)
+        self._initialise = initialiser(init, self.head)
         self._refuse_foreign()
         self._refuse_tied(model)
         self._refuse_bad_groups()
@@ -104,12 +104,14 @@ class RIFLE:
         """Gives the head its cyclic rate, which `step` does by itself; for schedulers that step after it."""
         if not self.cyclic_lr:
             return
-        factor = self.periods.cosine(self.steps)
-        for group, rate in zip(self._groups(), self._rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * factor)
-            else:
+        factor, groups = self.periods.cosine(self.steps), self._groups()
+        for group, rate in zip(groups, self._rates, strict=True):
+            if not isinstance(group["lr"], Tensor):
                 group["lr"] = rate * factor
+                continue
+            if sum(other["lr"] is group["lr"] for other in self.optimizer.param_groups) > 1:
+                group["lr"] = group["lr"].clone()  # torch gives one tensor to all groups
+            group["lr"].fill_(rate * factor)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "rates": list(self._rates), "boundaries": self.periods.boundaries}
@@ -118,10 +120,12 @@ class RIFLE:
         """Goes on from what `state_dict` returned.
 
         Raises:
-            ValueError: it is of a run that was cut otherwise; nothing was changed.
+            ValueError: it is of a run that was cut otherwise, or of other groups; nothing was changed.
         """
         if state["boundaries"] != self.periods.boundaries:
             raise ValueError(f"state must have boundaries {self.periods.boundaries}; got {state['boundaries']}")
+        if len(state["rates"]) != len(self._rates):
+            raise ValueError(f"state must have rates of {len(self._rates)} groups; got {len(state['rates'])}")
         self.steps, self._rates = int(state["steps"]), list(state["rates"])
         self.set_rates()
 
@@ -136,8 +140,10 @@ class RIFLE:
     @torch.no_grad()
     def _reinitialise(self) -> None:
         period = self.periods.boundaries.index(self.steps)
-        with torch.random.fork_rng(devices=[*{p.device for p in self._own() if p.is_cuda}]):
-            torch.manual_seed(self.seed + period)
+        gpus = [*{p.device for p in self._own() if p.is_cuda}]
+        with torch.random.fork_rng(devices=gpus):
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu.index] for gpu in gpus)):
+                generator.manual_seed(self.seed + period)  # torch.manual_seed would seed every GPU
             for module in self.head:
                 self._initialise(module)
         for p in self._own():
@@ -193,51 +199,3 @@ def _given(head: Head | None) -> list[nn.Module]:
     if head is None or len(modules) < len(parts):
         raise ValueError(f"head must be a module, or several, where model is not given; got {head!r}")
     return modules
-
-
-def _initialiser(init: Initialiser, head: list[nn.Module]) -> Callable[[nn.Module], None]:
-    if not isinstance(init, str):
-        return init
-    if init not in _INITIALISERS:
-        raise ValueError(f"init must be one of {', '.join(_INITIALISERS)} or a function; got {init!r}")
-    asked = [m for part in head for m in _with_parameters(part) if init == "reset_parameters" or not _matrices(m)]
-    if lacking := {type(module).__name__ for module in asked if not hasattr(module, "reset_parameters")}:
-        raise ValueError(
-            f"head's modules must know reset_parameters, or init be a function; {', '.join(lacking)} do not"
-        )
-    return _INITIALISERS[init]
-
-
-def _with_parameters(head: nn.Module) -> list[nn.Module]:
-    """The modules that have parameters of their own."""
-    return [module for module in head.modules() if any(True for _ in module.parameters(recurse=False))]
-
-
-def _matrices(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters(recurse=False) if p.dim() > 1]
-
-
-def _reset_parameters(head: nn.Module) -> None:
-    for module in _with_parameters(head):
-        module.reset_parameters()  # type: ignore[operator]
-
-
-def _drawn(draw: Callable[[Tensor], Any]) -> Callable[[nn.Module], None]:
-    """Draws matrices and zeroes their biases; what has none, a normalisation, is reset."""
-
-    def initialise(head: nn.Module) -> None:
-        for module in _with_parameters(head):
-            if not _matrices(module):
-                module.reset_parameters()  # type: ignore[operator]
-                continue
-            for p in module.parameters(recurse=False):
-                draw(p) if p.dim() > 1 else p.zero_()
-
-    return initialise
-
-
-_INITIALISERS: dict[str, Callable[[nn.Module], None]] = {
-    "reset_parameters": _reset_parameters,
-    "normal": _drawn(lambda p: nn.init.normal_(p, std=0.01)),
-    "kaiming": _drawn(nn.init.kaiming_normal_),
-}

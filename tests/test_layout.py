@@ -22,6 +22,7 @@ PYTHON_LAYERS = [
     {
         "pytl.directions",
         "pytl.architecture",
+        "pytl.initialisers",
         "pytl.periods",
         "pytl.batch",
         "pytl.digest",
