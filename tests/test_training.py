@@ -7,7 +7,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from pytl.training import resets
 from pytl.training.checkpoint import ResumeError
 from pytl.training.fine_tuning import Result, finetune
 from pytl.training.interrupt import Interrupted
-from pytl.training.methods import parse
+from pytl.training.methods import Method, parse
 from pytl.training.penalties import REGULARIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -352,7 +352,7 @@ def small_convolutions() -> nn.Module:
     return model
 
 
-def fine_tuned(method: str, **options: Any) -> Result:
+def fine_tuned(method: str | Method, **options: Any) -> Result:
     loader = DataLoader(Noisy(18), 4, shuffle=True)
     fixed = {"method": method, "head": "head", "epochs": 2, "lr": 0.05, "seed": 5, "progress": False}
     return finetune(small_convolutions(), loader, options.pop("eval", None), **{**fixed, **options})
@@ -464,6 +464,7 @@ def test_each_noise_is_a_method_and_gone_in_the_end() -> None:
         assert not torch.equal(weights(result.model), plain)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in result.model.modules())
         assert parse(name).options() | {"weight_decay": 0.03} == parse("l2+" + name).options()
+    assert parse("dropout+dropconnect+dropout").noise == parse("dropout").noise | parse("dropconnect").noise
     with pytest.raises(ValueError, match="stochastic depth needs residual branches, and finds none"):
         fine_tuned("stochasticdepth")
 
@@ -498,6 +499,13 @@ def test_resets_are_recorded_with_the_gradients_around_them() -> None:
         assert [key.rpartition("/")[2] for key in blocks] == ["1", "3", "head"]
 
 
+def test_before_is_before_and_after_is_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = count(1)
+    monkeypatch.setattr(resets, "gradient_norms", lambda *args, **options: GradientNorms({"a": next(looks)}, 0.0, 1))
+    record = fine_tuned("rifle", epochs=3).history[0]
+    assert (record["gradient/1 before/a"], record["gradient/1 after/a"]) == (1, 2)
+
+
 def test_measuring_gradients_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = weights(fine_tuned("dropout+disturblabel+delta+dtnh+rifle", epochs=3).model)
     monkeypatch.setattr(resets, "gradient_norms", lambda *args, **options: GradientNorms({}, 0.0, 1))
@@ -510,6 +518,15 @@ def test_more_periods_than_steps_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"periods must be in \[1, total_steps = 2\]; got 3"):
         finetune(model, [(Noisy(4).points, Noisy(4).labels)], method="rifle", epochs=2, head="head", progress=False)
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("change", [{"periods": 2}, {"cycles": 2}, {"noise": {"dropout": 0.1}}])
+def test_a_run_is_not_resumed_with_other_periods_or_noise(tmp_path: Path, change: dict[str, Any]) -> None:
+    method = replace(parse("rifle+dropout"), periods=3)
+    with pytest.raises(Interrupted):
+        fine_tuned(method, loss=at_call(3, ctrl_c), out=tmp_path)
+    with pytest.raises(ResumeError, match=f"{next(iter(change))}.*: saved"):
+        fine_tuned(replace(method, **change), out=tmp_path, resume=True)
 
 
 @pytest.mark.filterwarnings("ignore:the split by")
