@@ -489,8 +489,11 @@ def test_cyclic_rates_restart_in_each_period(schedule: str) -> None:
     )
 
 
+THREE_PERIODS = replace(parse("rifle"), periods=3)
+
+
 def test_resets_are_recorded_with_the_gradients_around_them() -> None:
-    history = fine_tuned("rifle", epochs=3).history  # of 5 batches: new heads after steps 5 and 10
+    history = fine_tuned(THREE_PERIODS, epochs=3).history  # of 5 batches: new heads after steps 5 and 10
     told = {key: value for record in history for key, value in record.items() if key.startswith("reset/")}
     assert told == {"reset/1": 1.0, "reset/2": 2.0}
     assert "reset/1" in history[0]
@@ -502,7 +505,7 @@ def test_resets_are_recorded_with_the_gradients_around_them() -> None:
 def test_before_is_before_and_after_is_after(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = count(1)
     monkeypatch.setattr(resets, "gradient_norms", lambda *args, **options: GradientNorms({"a": next(looks)}, 0.0, 1))
-    record = fine_tuned("rifle", epochs=3).history[0]
+    record = fine_tuned(THREE_PERIODS, epochs=3).history[0]
     assert (record["gradient/1 before/a"], record["gradient/1 after/a"]) == (1, 2)
 
 
@@ -516,7 +519,8 @@ def test_more_periods_than_steps_are_refused_before_training() -> None:
     model = network()
     before = weights(model)
     with pytest.raises(ValueError, match=r"periods must be in \[1, total_steps = 2\]; got 3"):
-        finetune(model, [(Noisy(4).points, Noisy(4).labels)], method="rifle", epochs=2, head="head", progress=False)
+        batches = [(Noisy(4).points, Noisy(4).labels)]
+        finetune(model, batches, method=THREE_PERIODS, epochs=2, head="head", progress=False)
     assert torch.equal(weights(model), before)
 
 
