@@ -108,7 +108,7 @@ METHODS = {
         _noisy("dropout", "pooled features dropped", 0.2),
         _noisy("dropconnect", "weights of the head dropped", 0.2),
         _noisy("stochasticdepth", "residual branches dropped, the more often the deeper", 0.1),
-        _noisy("disturblabel", "labels drawn anew", 0.1),
+        _noisy("disturblabel", "labels drawn anew", 0.05),
         _held("delta", "features held, channel by channel as it matters for the task", 0.01),
         _held("delta-first-order", "as delta, with an estimate of how channels matter", 0.01),
         _held("at", "attention maps held", 10.0),
