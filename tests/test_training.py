@@ -517,9 +517,8 @@ def test_measuring_gradients_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_more_periods_than_steps_are_refused_before_training() -> None:
     model = network()
-    before = weights(model)
+    before, batches = weights(model), [(Noisy(4).points, Noisy(4).labels)]
     with pytest.raises(ValueError, match=r"periods must be in \[1, total_steps = 2\]; got 3"):
-        batches = [(Noisy(4).points, Noisy(4).labels)]
         finetune(model, batches, method=THREE_PERIODS, epochs=2, head="head", progress=False)
     assert torch.equal(weights(model), before)
 

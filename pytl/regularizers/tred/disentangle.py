@@ -36,15 +36,16 @@ def disentangle(
     `Disentangler` and a classifier, with L of the criterion:
 
     - "max-mmd": ``-b MMD^2(pool F_p, pool F_n)``: the parts' distributions are to differ;
-    - "min-mi": ``c CLUB(pool F_p; pool F_n)``: the rest is to say nothing of the part;
+    - "min-mi": ``c CLUB(classifier(pool F_p); pool F_n)``: the rest is to say nothing of the part;
     - "both".
 
     That source features are disentangled by Max-MMD or Min-MI, and that both together are typically best, is the
     paper's (TRED, arXiv:2010.08532; Machine Learning 113:699-723, 2024). The rest is our reading: parts may not be
-    large and cancel. CLUB's q(F_n|F_p) is the Gaussian of greatest likelihood, fitted anew at each step (alternation,
-    with an exact fit), of F_p's code and the classifier's answer to it. CLUB's gradient goes into F_n alone: what F_p
-    holds is to be absent there; a gradient into F_p makes it forget the classes instead, as was seen. L begins at 0 and
-    is whole after a third of the steps.
+    large and cancel. CLUB is that of F_n and of what the classifier says of F_p, its probabilities: all that the target
+    takes from F_p. With the whole of F_p there, what has nothing to do with the classes went into F_p and more of them
+    stayed in F_n, as was seen. Its q is the Gaussian of greatest likelihood, fitted anew at each step (alternation, by
+    an exact fit). Its gradient goes into F_n alone: what F_p holds is to be absent there; a gradient into F_p makes it
+    forget the classes instead, as was seen. L begins at 0 and is whole after a third of the steps.
 
     Cost: one pass over the loader, whose features are kept in memory (N C h w numbers a layer) and trained on; so
     random augmentations are those of that pass, and a ``CachedSource`` that knows the samples runs no network.

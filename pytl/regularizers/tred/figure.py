@@ -35,7 +35,8 @@ def draw(guards: Mapping[str, Guards], criterion: str, path: Path) -> None:
             mine = panels[3 * index : 3 * index + 3]
             for axes, (name, (label, colour)) in zip(mine[:2].flatten(), _CURVES.items(), strict=True):
                 _curve(axes, found, name, label, colour)
-            _bars(mine[2], layer, found)
+            mine[0, 0].set_title(f"{layer}\n{mine[0, 0].get_title('left')}", fontsize=10, fontweight="normal")
+            _bars(mine[2], found)
         with replacing(path) as file:
             figure.savefig(file, format="png")
 
@@ -48,7 +49,7 @@ def _curve(axes: Any, found: Guards, name: str, label: str, colour: str) -> None
     axes.set_xlabel("step (dashed: kept)", fontsize=9)
 
 
-def _bars(pair: Any, layer: str, found: Guards) -> None:
+def _bars(pair: Any, found: Guards) -> None:
     """Probes' accuracies on the left, norms on the right."""
     probes, norms = pair
     labels = [label for label, _ in _PARTS.values()]
@@ -62,7 +63,7 @@ def _bars(pair: Any, layer: str, found: Guards) -> None:
         axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=9)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_title(f"{layer}: {title}", fontsize=10, fontweight="normal")
+        axes.set_title(title, fontsize=10, fontweight="normal")
     probes.axvline(100 * found.chance, color=INK, linewidth=1, linestyle=(0, (3, 2)))
     probes.set_xlim(0, 118)
     norms.set_xlim(0, 1.25 * max(1.0, found.relevant_share, found.rest_share))

@@ -24,8 +24,8 @@ class Guards:
         samples, held_out: how many were trained on, how many these numbers rest on.
         steps: when the split was best; nothing later of it is kept.
         curves: the same quantities while it was trained, by name: "step", "cross entropy", "reconstruction error",
-            "cancelling" (-2 <F_p, F_n> / |F_o|^2, where it is > 0), "MMD^2", "mutual information" (CLUB, in nats) and
-            "loss".
+            "cancelling" (-2 <F_p, F_n> / |F_o|^2, where it is > 0), "MMD^2", "mutual information" (CLUB of F_n
+            and what the classifier says of F_p, in nats) and "loss".
     """
 
     relevant_share: float

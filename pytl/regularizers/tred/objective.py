@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -68,23 +67,25 @@ class Objective(nn.Module):
         self.conditional: ops.Gaussian | None = None
 
     def terms(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss's terms without their weights; in training mode q(F_n|F_p) is fitted anew before it is used."""
+        """The terms without their weights: those of the loss in training mode, where q is fitted anew; else all."""
         net = self.disentangler
-        code = net.code(z)
-        relevant, rest = net.relevant(code), z - net.taken(z)
+        relevant, rest = net.relevant(net.code(z)), z - net.taken(z)
         relevant, rest = relevant - relevant.mean((0, 1)), rest - rest.mean((0, 1))
         p, n = relevant.mean(1), rest.mean(1)
         logits, energy = self.classifier(p), z.square().mean()
-        x = torch.cat([code.mean(1), logits.softmax(1)], 1).detach()
+        said = logits.softmax(1).detach()
         if self.training or self.conditional is None:
-            self.conditional = ops.Gaussian.fitted(x, n)
-        return {
+            self.conditional = ops.Gaussian.fitted(said, n)
+        terms = {
             "cross entropy": cross_entropy(logits, labels),
             "reconstruction error": (z - relevant - rest).square().mean() / energy,
             "cancelling": (-2 * (relevant * rest).mean() / energy).clamp(min=0),
-            "MMD^2": ops.mmd(p[:_PAIRED], n[:_PAIRED]),
-            "mutual information": ops.club(n, self.conditional.mean(x), self.conditional.variance),
         }
+        if self.recipe.criterion != "min-mi" or not self.training:
+            terms["MMD^2"] = ops.mmd(p[:_PAIRED], n[:_PAIRED])
+        if self.recipe.criterion != "max-mmd" or not self.training:
+            terms["mutual information"] = ops.club(n, self.conditional.mean(said), self.conditional.variance)
+        return terms
 
     def loss(self, terms: dict[str, Tensor], share: float = 1.0) -> Tensor:
         """Their weighted sum, with a share of the criterion's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +50,12 @@ class FeatureSplit:
     def report(self) -> str:
         """A table of the guards, a line a layer, and the warnings below it."""
         wide = max(len("layer"), *(len(layer) for layer in self.layers))
-        lines = [f"split by {self.criterion}", f"{'layer':{wide}}  " + "  ".join(_COLUMNS)]
+        lines = [f"split by {self.criterion}", f"{'layer':{wide}}  " + _row(_COLUMNS)]
         for layer, found in self.guards.items():
             numbers = (f"{found.relevant_share:.2f}", f"{found.rest_share:.2f}", f"{found.reconstruction_error:.1%}")
             probes = (found.source_probe, found.relevant_probe, found.rest_probe, found.chance)
             cells = (*numbers, *(f"{probe:.1%}" for probe in probes), str(found.steps))
-            row = "  ".join(f"{cell:>{len(name)}}" for name, cell in zip(_COLUMNS, cells, strict=True))
-            lines.append(f"{layer:{wide}}  {row}")
+            lines.append(f"{layer:{wide}}  {_row(cells)}")
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings())])
 
     def plot(self, path: str | Path) -> None:
@@ -91,6 +91,11 @@ class FeatureSplit:
             return cls(disentanglers, guards, about["criterion"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} must hold a disentangler and its guards for each layer: {error!r}") from error
+
+
+def _row(cells: Sequence[str]) -> str:
+    widths = (max(len(name), len("100.0%")) for name in _COLUMNS)
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _disentangler(tensors: dict[str, Tensor], prefix: str) -> Disentangler:
