@@ -118,16 +118,11 @@ def finetune(
         if chosen.penalties:
             fingerprint["source"] = setting.start_digest
         parts = Parts(
-            model,
-            built,
-            train_loader,
-            eval_loader,
-            loss,
-            place,
-            regulariser,
-            _rifle(chosen, built, model, head),
-            training_loss,
-            chosen.cycles or 1,
+            *(model, built, train_loader, eval_loader, loss, place),
+            penalty=regulariser,
+            rifle=_rifle(chosen, built, model, head),
+            training_loss=training_loss,
+            cycles=chosen.cycles or 1,
         )
         run = Run(parts, settings)
         journal = Journal(run, folder, fingerprint)

@@ -118,7 +118,7 @@ METHODS = {
         _held("tred-min-mi", "as tred, by Min-MI", 0.001),
         _held("l1sp", "pulled to the starting point by the L1 norm", 1e-4),
         _held("grouplassosp", "pulled to the starting point filter by filter", 1e-5),
-        _held("l2spfisher", "pulled to the starting point as each weight matters for the start's answers", 1.0),
+        _held("l2spfisher", "pulled to the starting point as each weight matters for the start's answers", 10.0),
         Method(
             "bss",
             "pulled to zero, and the smallest singular values of the features taken away",
