@@ -71,23 +71,24 @@ def _differences(rows: Sequence[Row], looks: dict[str, Look], path: Path) -> Pat
     """Each method's gain over plain fine-tuning, by task; what leaves out 0 is drawn full, the rest hollow."""
     compared = [(row, row.difference) for row in rows if row.difference]
     tasks = list(dict.fromkeys(row.task for row, _ in compared))
-    methods = list(dict.fromkeys(row.method for row, _ in compared))
-    figure, axes = _pyplot().subplots(figsize=(WIDTH, 1.4 + 0.27 * (len(compared) + len(tasks))))
-    for row, difference in compared:
-        y = tasks.index(row.task) * (len(methods) + 1) + methods.index(row.method)
+    places = [index + 2 * tasks.index(row.task) for index, (row, _) in enumerate(compared)]  # below a task's name
+    figure, axes = _pyplot().subplots(figsize=(WIDTH, 1.1 + 0.25 * (len(compared) + 2 * len(tasks))))
+    for y, (row, difference) in zip(places, compared, strict=True):
         mean, reach = 100 * difference.mean, 100 * difference.half_width
         sure = row.verdict in ("helps", "hurts")
         colour = looks[row.method]["color"]
         axes.errorbar(mean, y, xerr=0 if math.isnan(reach) else reach, color=colour, capsize=3, linewidth=2)
         axes.plot(mean, y, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
     axes.axvline(0, color=INK, linewidth=1)
-    middles = [index * (len(methods) + 1) + (len(methods) - 1) / 2 for index in range(len(tasks))]
-    axes.set_yticks(middles, [task.removeprefix("digits:") for task in tasks])
+    for task in tasks:
+        first = next(y for y, (row, _) in zip(places, compared, strict=True) if row.task == task)
+        beside = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontweight": "bold"}
+        axes.text(-0.02, first - 1, task.removeprefix("digits:"), color=INK, **beside)
+    axes.set_yticks(places, [row.method for row, _ in compared])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.set_ylim(len(tasks) * (len(methods) + 1) - 1.2, -0.8)
+    axes.set_ylim(places[-1] + 0.8, -1.8)
     axes.set_xlabel("accuracy minus plain's, percentage points\n(95% interval, paired by seed; hollow: includes 0)")
-    _legend(figure, methods, looks)
     return _saved(figure, path)
 
 
