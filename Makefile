@@ -19,8 +19,8 @@ STUDY := pytl finetune --data digits --seeds $(SEEDS) --method plain l2sp delta 
 study: .venv/native
 	mkdir -p runs
 	(echo '$(STUDY)'; $(BIN)/$(STUDY) --out runs/study --resume) > runs/study.txt
-	mv runs/study.txt benchmarks/results/study_digits.txt
-	cat benchmarks/results/study_digits.txt
+	sed 's/ *$$//; /^report: /d' runs/study.txt > benchmarks/results/study_digits.txt
+	cat runs/study.txt
 
 test: .venv/native lint
 	$(BIN)/python -m pytest
