@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from pytl.architecture import Head, head_modules
 from pytl.initialisers import Initialiser, initialiser
 from pytl.periods import Periods
+from pytl.seeding import seeded
 
 _log = logging.getLogger(__name__)
 
@@ -140,10 +141,7 @@ class RIFLE:
     @torch.no_grad()
     def _reinitialise(self) -> None:
         period = self.periods.boundaries.index(self.steps)
-        gpus = [*{p.device for p in self._own() if p.is_cuda}]
-        with torch.random.fork_rng(devices=gpus):
-            for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu.index] for gpu in gpus)):
-                generator.manual_seed(self.seed + period)  # torch.manual_seed would seed every GPU
+        with seeded(self.seed + period, (p.device for p in self._own())):
             for module in self.head:
                 self._initialise(module)
         for p in self._own():

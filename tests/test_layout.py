@@ -28,6 +28,7 @@ PYTHON_LAYERS = [
         "pytl.digest",
         "pytl.files",
         "pytl.progress",
+        "pytl.seeding",
     },
     {"pytl.extras", "pytl.pictures"},
 ]

@@ -16,6 +16,7 @@ from pytl.progress import bar
 from pytl.regularizers.tred.objective import Recipe
 from pytl.regularizers.tred.split import FeatureSplit
 from pytl.regularizers.tred.stage_one import Samples, split
+from pytl.seeding import seeded
 
 _LEAST = 4  # samples to train on, and half of it to hold out: MMD needs two of each
 
@@ -42,10 +43,10 @@ def disentangle(
     That source features are disentangled by Max-MMD or Min-MI, and that both together are typically best, is the
     paper's (TRED, arXiv:2010.08532; Machine Learning 113:699-723, 2024). The rest is our reading: parts may not be
     large and cancel. CLUB is that of F_n and of what the classifier says of F_p, its probabilities: all that the target
-    takes from F_p. With the whole of F_p there, what has nothing to do with the classes went into F_p and more of them
-    stayed in F_n, as was seen. Its q is the Gaussian of greatest likelihood, fitted anew at each step (alternation, by
-    an exact fit). Its gradient goes into F_n alone: what F_p holds is to be absent there; a gradient into F_p makes it
-    forget the classes instead, as was seen. L begins at 0 and is whole after a third of the steps.
+    takes from F_p. (With the whole of F_p there, F_p took in what has nothing to do with the classes, and more of them
+    stayed in F_n.) Its q is the Gaussian of greatest likelihood, fitted anew at each step: alternation, by an exact
+    fit. Its gradient goes into F_n alone: what F_p holds is to be absent there. (Into F_p as well, it made F_p forget
+    the classes.) L begins at 0 and is whole after a third of the steps.
 
     Cost: one pass over the loader, whose features are kept in memory (N C h w numbers a layer) and trained on; so
     random augmentations are those of that pass, and a ``CachedSource`` that knows the samples runs no network.
@@ -76,8 +77,7 @@ def disentangle(
         features, labels = _collected(looked_at, names, loader)
     classes = _classes(labels)
     found = {}
-    with torch.random.fork_rng(devices=[labels.device] if labels.is_cuda else []):
-        torch.manual_seed(seed)
+    with seeded(seed, [labels.device]):
         kept, held = _held_out(classes, held_out)
         for layer in names:
             _refuse_useless(layer, features[layer], kept)
