@@ -244,10 +244,10 @@ class Scale(nn.Module):
         self.weight = nn.Parameter(torch.ones(shape))
 
 
-def tied() -> Any:
+def tied(bias: bool = True) -> Any:
     """As GPT's lm_head is tied to its word embeddings."""
     model = nn.Module()
-    model.words, model.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+    model.words, model.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias)
     model.head.weight = model.words.weight
     return model
 
@@ -284,6 +284,12 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {  # model, opti
         "head must be a module, or several, where model is not given; got None",
     ),
     "tied to the rest": (tied, {"model": ...}, TIED.format(" with the rest of the model")),
+    "tied to the rest by name": (tied, {"model": ..., "head": "head"}, TIED.format(" with the rest of the model")),
+    "nothing of its own": (
+        lambda: tied(bias=False),
+        {"model": ..., "head": "head"},
+        "head must have parameters of its own; head.weight are tied to another layer's",
+    ),
     "tied to each other": (tied, {"head": lambda model: [model.words, model.head]}, TIED.format("")),
     "tied within": (tied, {"head": lambda model: model}, TIED.format("")),
 }
