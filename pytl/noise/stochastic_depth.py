@@ -12,9 +12,8 @@ from pytl.architecture import named_layers, unwrapped
 from pytl.features.layers import INPUT, layer_names
 from pytl.noise.base import Noise
 
-_NAMES = re.compile(
-    r"(?:^|\.)(?:drop_path\d*|stochastic_depth|branch)$"
-)  # timm and transformers; torchvision; DigitsNet
+# timm's and transformers' names, torchvision's, DigitsNet's
+_NAMES = re.compile(r"(?:^|\.)(?:drop_path\d*|stochastic_depth|branch)$")
 _CLASSES = ("DropPath", "StochasticDepth")
 _BRANCH_IN = {  # a residual block's child that returns its branch: torchvision's and timm's ResNets, then transformers'
     **{"BasicBlock": "bn2", "Bottleneck": "bn3"},

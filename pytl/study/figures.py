@@ -139,6 +139,8 @@ def _terms(outcomes: Sequence[Outcome], looks: dict[str, Look], path: Path) -> P
     for method in dict.fromkeys(outcome.method for outcome in outcomes):
         histories = [outcome.history for outcome in outcomes if outcome.method == method]
         found = terms.names([record for history in histories for record in history])
+        for axes in (value, rate, cosine) if found else ():
+            _mark_resets(axes, histories[0], looks[method])
         for index, name in enumerate(found):
             look = looks[method] | ({"linestyle": _ROUNDS[index % len(_ROUNDS)]} if len(found) > 1 else {})
             labels[method if len(found) == 1 else f"{method}: {name}"] = look
@@ -164,9 +166,13 @@ def _curves(axes: Any, outcomes: Sequence[Outcome], key: str, looks: dict[str, L
         low = [scale * max(band.low, -1 if key == "mean_cosine" else 0) for band in bands]
         high = [scale * min(band.high, 1) for band in bands]
         axes.fill_between(epochs, low, high, color=looks[method]["color"], alpha=0.1, linewidth=0)
-        for epoch in resets.epochs(next(one.history for one in outcomes if one.method == method)):
-            axes.axvline(epoch, linewidth=1, zorder=1, alpha=0.6, color=looks[method]["color"], linestyle=(0, (1, 2)))
+        _mark_resets(axes, next(one.history for one in outcomes if one.method == method), looks[method])
     axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _mark_resets(axes: Any, history: Sequence[Record], look: Look) -> None:
+    for epoch in resets.epochs(history):
+        axes.axvline(epoch, linewidth=1, zorder=1, alpha=0.6, color=look["color"], linestyle=(0, (1, 2)))
 
 
 def _by_epoch(histories: Sequence[Sequence[Record]], key: str) -> dict[int, list[float]]:
