@@ -902,7 +902,9 @@ def test_a_split_of_other_layers_or_channels_is_refused(x: Tensor) -> None:
         pytl.TRED(model, given_split(("layer9",)))
     with pytl.TRED(model, given_split(channels=5)) as reg:
         model(x)
-        with pytest.raises(ValueError, match=r"features must have 5 channels; got shape \[4, 6, 6, 6\]"):
+        with pytest.raises(
+            ValueError, match=r"layer 'layer1' must have the split's 5 channels; got shape \[4, 6, 6, 6\]"
+        ):
             reg(x)
     with pytest.raises(ValueError, match="strength must be finite and >= 0; got -1"):
         pytl.TRED(model, given_split(), strength=-1)

@@ -62,6 +62,12 @@ class TRED(FeatureRegularizer):
             )
         }
 
+    def _check(self, layer: str, x: Tensor, source: Tensor) -> None:
+        super()._check(layer, x, source)
+        channels = self.split.disentanglers[layer].channels
+        if source.shape[channel_dim_of(source)] != channels:
+            raise ValueError(f"layer {layer!r} must have the split's {channels} channels; got shape {[*source.shape]}")
+
     def _term(self, layer: str, feature: Feature, source: Tensor) -> Tensor:
         relevant = self.split.relevant(layer, source)
         return distance(feature, relevant, _weights(relevant))
