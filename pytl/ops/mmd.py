@@ -42,9 +42,14 @@ def mmd(x: Tensor, y: Tensor, widths: Sequence[float] = WIDTHS, scale: Tensor | 
     count = len(squared)
     mean = squared.sum() / (count * (count - 1)) if scale is None else scale
     scale = torch.where(mean > 0, mean, 1.0).detach()
-    kernel = torch.stack([torch.exp(squared / (-width * scale)) for width in widths]).sum(0)
+    kernel = gaussian_kernels(squared, widths, scale)
     n = len(x)
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+
+
+def gaussian_kernels(squared: Tensor, widths: Sequence[float], scale: Tensor) -> Tensor:
+    """``sum over widths of exp(-squared / (width scale))``, of squared distances in any shape."""
+    return torch.stack([torch.exp(squared / (-width * scale)) for width in widths]).sum(0)
 
 
 def _squared_distances(points: Tensor) -> Tensor:
