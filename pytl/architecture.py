@@ -1,9 +1,8 @@
-"""What a network's modules are called, and what their names say: which is the head, and how deep each layer lies."""
+"""What a network's modules are called, and what their names say: which is the head."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
@@ -11,7 +10,6 @@ from torch import nn
 Head = str | nn.Module | Sequence["str | nn.Module"]
 
 _HEAD_NAMES = ("classifier", "head", "heads", "fc", "score", "qa_outputs")
-_BLOCK = re.compile(r"^((?:.*?[._])?\d+)(?=[._]|$)")  # "encoder.layer.3", "layer1.0", "encoder_layer_3", "0"
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # torch.compile, checkpointing, FSDP
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -38,26 +36,19 @@ def named_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
             yield from named_layers(child, f"{prefix}.{name}" if prefix else name)
 
 
+def inner_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, str, nn.Module]]:
+    """(name, the same with the wrappers inside and around it, child without wrappers) of each child, wrapped or not."""
+    for name, child in module.named_children():
+        if _is_wrapped(module, name):
+            yield from inner_children(child, f"{prefix}{name}.")
+        else:
+            inner = unwrapped(child)
+            within = next(name for name, one in child.named_modules() if one is inner)
+            yield name, f"{prefix}{name}.{within}".rstrip("."), inner
+
+
 def _is_wrapped(parent: nn.Module, name: str) -> bool:
     return name in _WRAPPERS or (name == "module" and isinstance(parent, _PARALLEL))
-
-
-def depth_order(names: Sequence[str]) -> dict[str, int]:
-    """The depth block of each parameter, 0 at the input, in the order of registration.
-
-    A numbered module ("encoder.layer.3", "layer1.0") is a block; what stands before the first is block 0 (the stem),
-    what stands after one belongs to it. Without numbers each child of the model is a block.
-    """
-    keys = [match[1] if (match := _BLOCK.match(name)) else None for name in names]
-    if not any(keys):
-        keys = [name.split(".")[0] for name in names]
-    depths: dict[str, int] = {}
-    order: dict[str, int] = {}
-    block = ""  # the stem
-    for name, key in zip(names, keys, strict=True):
-        block = key or block
-        depths[name] = order.setdefault(block, len(order))
-    return depths
 
 
 def head_names(model: nn.Module, head: Head | None) -> set[str]:

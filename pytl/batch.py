@@ -83,6 +83,13 @@ class Batch:
         return Batch(tuple(map(changed, self.inputs)), keywords, changed(self.labels), changed(self.ids))
 
 
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's answer to a tensor, to a tuple of arguments, or to a mapping of keywords."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
 def _moved(value: Any, device: torch.device | str) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 import pytl
-from pytl.architecture import depth_order, head_names
+from pytl.architecture import head_names
+from pytl.depth import depth_blocks, depths
 
 
 def of_role(groups: list[dict[str, Any]], role: str) -> set[str]:
@@ -69,13 +70,6 @@ def test_head_that_is_not_there_is_refused_with_the_nearest_names() -> None:
         pytl.param_groups(bert(), head="clasifier")
 
 
-def test_depth_follows_the_numbered_blocks() -> None:
-    names = ["embed.weight", "layers.0.a", "layers.0.b", "layers.1.a", "encoder.encoder_layer_7.w", "norm.weight"]
-    assert list(depth_order(names).values()) == [0, 1, 1, 2, 3, 3]
-    assert list(depth_order(["0.weight", "0.bias", "2.weight"]).values()) == [0, 0, 1]
-    assert list(depth_order(["conv.weight", "norm.weight", "norm.bias"]).values()) == [0, 1, 1]
-
-
 def test_layer_decay_is_timms_rule() -> None:
     groups = pytl.param_groups(bert(), lr=1.0, layer_decay=0.5, verbose=False)
     rate = {name: group["lr"] for group in groups for name, _ in group["params"]}
@@ -89,7 +83,7 @@ def test_layer_decay_is_timms_rule() -> None:
 def test_transfer_keeps_the_lowest_blocks(share: float, kept: int) -> None:
     groups = pytl.param_groups(bert(), transfer=share, sp_decay=0.1, head_weight_decay=0.01, verbose=False)
     anchored = {name for group in groups if group["sp_decay"] for name, _ in group["params"]}
-    blocks = {depth_order(sorted(n for n, _ in bert().named_parameters()))[name] for name in anchored}
+    blocks = {depths(depth_blocks(bert()))[name] for name in anchored}
     assert len(blocks) == kept
     assert len(of_role(groups, "not transferred")) == 0 if share == 1 else of_role(groups, "not transferred")
 

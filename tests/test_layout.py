@@ -18,7 +18,7 @@ PYTHON_LAYERS = [
     {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
     {"pytl.analysis", "pytl.noise", "pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},
-    {"pytl.ops"},
+    {"pytl.ops", "pytl.depth"},
     {
         "pytl.directions",
         "pytl.architecture",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pytl.architecture import Head, depth_order, head_names, unwrapped
+from pytl.architecture import Head, unwrapped
 from pytl.batch import Batch, evaluating
+from pytl.depth import depth_blocks
 from pytl.extras import require
 from pytl.files import replacing
 from pytl.pictures import INK, STYLE, WIDTH
 
-HEAD = "head"
 _COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 
@@ -59,7 +58,7 @@ def gradient_norms(
     model works in evaluation mode, without its noise; its gradients, statistics, modes and the random numbers stay.
 
     Args:
-        model: any module; blocks are numbered modules ("layer1.0"), as ``pytl.param_groups`` orders them.
+        model: any module; blocks are numbered modules ("layer1.0"), as ``pytl.depth.depth_blocks`` has them.
         batches: as ``pytl.finetune`` takes them; a list with one batch will do.
         loss: (logits, labels) -> mean over the batch.
         head: as in ``pytl.param_groups``; None: found.
@@ -86,23 +85,11 @@ def gradient_norms(
         raise ValueError("batches must give at least one batch; got none")
     squares = [float(own.norm()) ** 2 for own in sums]
     norms: dict[str, float] = {}
-    for block, square in zip(_blocks([*named], head_names(network, head)), squares, strict=True):
-        norms[block] = norms.get(block, 0.0) + square
+    square_of = dict(zip(named, squares, strict=True))
+    for block in depth_blocks(network, head):
+        if trained := [square_of[name] for name in block.parameters if name in square_of]:
+            norms[block.name] = sum(trained)
     return GradientNorms({block: math.sqrt(s) / samples for block, s in norms.items()}, total / samples, samples)
-
-
-def _blocks(names: list[str], new: set[str]) -> list[str]:
-    """The name of each parameter's block: what its names have in common."""
-    depths = depth_order([name for name in names if name not in new])
-    members: dict[int, list[list[str]]] = {}
-    for name, depth in depths.items():
-        members.setdefault(depth, []).append(name.split(".")[:-1])
-    return [HEAD if name in new else _title(members[depths[name]]) for name in names]
-
-
-def _title(paths: list[list[str]]) -> str:
-    shared = [parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))]
-    return ".".join(shared or paths[0]) or "stem"
 
 
 def plot_gradient_norms(found: Mapping[str, GradientNorms], path: str | Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytl.architecture import Head, depth_order, head_names, unwrapped
+from pytl.architecture import Head, unwrapped
+from pytl.depth import HEAD, depth_blocks
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,11 @@ def summary(groups: Iterable[dict[str, Any]]) -> str:
 
 
 def _members(model: nn.Module, head: Head | None, transfer: float) -> Iterator[Member]:
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    new = head_names(model, head)
-    depths = depth_order([name for name, _ in named if name not in new])
-    blocks = 1 + max(depths.values(), default=-1)
-    for name, p in named:
-        if name in new:
-            yield Member(name, p, blocks, "new")
-        else:
-            kept = depths[name] < round(transfer * blocks)
-            yield Member(name, p, depths[name], "transferred" if kept else "not transferred")
+    named = dict(model.named_parameters())
+    blocks = depth_blocks(model, head)
+    body = sum(block.name != HEAD for block in blocks)
+    for depth, block in enumerate(blocks):
+        kept = "transferred" if depth < round(transfer * body) else "not transferred"
+        for name in block.parameters:
+            if named[name].requires_grad:
+                yield Member(name, named[name], depth, "new" if block.name == HEAD else kept)

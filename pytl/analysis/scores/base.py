@@ -165,7 +165,7 @@ def gram(features: Tensor, centre: Tensor | None = None) -> Tensor:
     total = torch.zeros(size, size, dtype=torch.float64, device=features.device)
     for rows, part in chunks(across):
         if centre is not None:
-            part -= centre if across is features else centre[rows, None]
+            part.sub_(centre if across is features else centre[rows, None])
         total.addmm_(part.T, part)
     return total
 

@@ -17,8 +17,8 @@ REGULARISED = Measure("H-score, regularised", "Ibrahim et al. 2021, arXiv:2110.0
 def h_score(features: Tensor, labels: Tensor, *, bootstrap: int = 0, seed: int = 0) -> Score:
     """``tr(cov(F)^+ cov(E[F | y]))`` (Bao et al. 2019, ICIP).
 
-    In [0, min(C - 1, d)]: the sum of the squared canonical correlations of features and classes. With more features than
-    samples it is C - 1 whatever the features: use `h_score_regularised` there.
+    In [0, min(C - 1, d)]: the sum of the squared canonical correlations of features and classes. With more features
+    than samples it is C - 1 whatever the features: use `h_score_regularised` there.
 
     Args:
         features: [n, d], floating point, on any device; float64 inside.
