@@ -4,6 +4,7 @@ from pytl import analysis, features, integrations, noise, ops, regularizers
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
 from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
+from pytl.plan import BlockPlan, Rules, TransferPlan, Unfreezing
 from pytl.regularizers import (
     BSS,
     DELTA,
@@ -34,6 +35,7 @@ __all__ = [
     "TRED",
     "AdamW",
     "AttentionTransfer",
+    "BlockPlan",
     "ChannelWeights",
     "Direction",
     "Distillation",
@@ -44,8 +46,11 @@ __all__ = [
     "PCGrad",
     "Report",
     "Result",
+    "Rules",
     "StrengthSchedule",
     "Sum",
+    "TransferPlan",
+    "Unfreezing",
     "analysis",
     "channel_weights",
     "disentangle",

@@ -16,7 +16,7 @@ PYTHON_LAYERS = [
     {"pytl.cli"},
     {"pytl.study", "pytl.benchmark"},
     {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
-    {"pytl.analysis", "pytl.noise", "pytl.regularizers", "pytl.rifle"},
+    {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},
     {"pytl.ops", "pytl.depth"},
     {

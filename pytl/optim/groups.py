@@ -73,7 +73,7 @@ def param_groups(
     if not members:
         raise ValueError("model must have a parameter with requires_grad=True; got none")
     top = max(member.depth for member in members)
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    grouped: list[tuple[str, Tensor, dict[str, Any]]] = []
     for member in members:
         rate = head_lr if member.role == "new" and head_lr is not None else lr
         options: dict[str, Any] = {} if rate is None else {"lr": rate * layer_decay ** (top - member.depth)}
@@ -83,10 +83,18 @@ def param_groups(
         options["sp_decay"] = sp_decay if kept and pulled else 0.0
         options["weight_decay"] = (weight_decay if kept else others) if pulled else 0.0
         options["role"] = member.role
-        key = tuple(options.items())
-        groups.setdefault(key, {"params": [], **options})["params"].append((member.name, member.param))
+        grouped.append((member.name, member.param, options))
+    groups = merged(grouped)
     if verbose:
-        print(summary(groups.values()))
+        print(summary(groups))
+    return groups
+
+
+def merged(members: Iterable[tuple[str, Tensor, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Groups for an optimizer: (name, parameter, options), those of the same options together, in their order."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, p, options in members:
+        groups.setdefault(tuple(options.items()), {"params": [], **options})["params"].append((name, p))
     return list(groups.values())
 
 

@@ -1,0 +1,83 @@
+"""Gradual unfreezing: blocks that begin to be trained at a step of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from pytl.architecture import outermost
+from pytl.plan.block_plan import FOR_GOOD
+
+
+class Unfreezing:
+    """Freezes what a plan's groups freeze, and trains it from its step on. The groups stay as they are.
+
+    A frozen parameter has no gradient and no optimizer state. Modules that hold nothing else are in evaluation mode, so
+    that their statistics stay.
+
+    ::
+
+        opt = pytl.AdamW(plan.apply(model), lr=1e-4)
+        unfreezing = pytl.Unfreezing(opt, model)
+        for x, y in loader:
+            ...
+            opt.step()
+            unfreezing.step()
+
+    Args:
+        optimizer: its groups are of ``TransferPlan.apply``: "frozen_until" is a step, 0, or "end".
+        model: the network. Call `hold` whenever ``model.train()`` has woken it up.
+
+    Attributes:
+        steps: how many were taken.
+
+    Raises:
+        ValueError: the model is in DDP, and will not average gradients that come later: it was wrapped without
+            ``find_unused_parameters``, or when they were frozen already.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
+        self.optimizer, self.model, self.steps = optimizer, model, 0
+        self._asleep: list[nn.Module] = []
+        later = [p for p, step in self._until().items() if step and step != FOR_GOOD]
+        if later and isinstance(model, DistributedDataParallel):
+            if not model.find_unused_parameters:
+                raise ValueError("model must be in DDP with find_unused_parameters=True where a plan unfreezes later")
+            if not all(p.requires_grad for p in later):
+                raise ValueError("model must be wrapped in DDP before anything that is trained later is frozen")
+        self.hold()
+
+    def _until(self) -> dict[Tensor, int | str]:
+        return {p: group.get("frozen_until", 0) for group in self.optimizer.param_groups for p in group["params"]}
+
+    def hold(self) -> None:
+        """Freezes and thaws what the number of steps says."""
+        frozen = set()
+        for p, until in self._until().items():
+            if until == FOR_GOOD or self.steps < int(until):
+                frozen.add(p)
+                p.grad = None
+            if until != 0:
+                p.requires_grad_(p not in frozen)
+        for module in self._asleep:
+            module.train(self.model.training)
+        self._asleep = outermost(self.model, {id(p) for p in frozen})
+        for module in self._asleep:
+            module.eval()
+
+    def step(self) -> None:
+        """Once after each optimizer step."""
+        self.steps += 1
+        if self.steps in self._until().values():
+            self.hold()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned."""
+        self.steps = int(state["steps"])
+        self.hold()
