@@ -2,8 +2,8 @@
 
 from pytl.plan.block_plan import FOR_GOOD, BlockPlan
 from pytl.plan.renewal import renew
-from pytl.plan.rules import Rules
+from pytl.plan.rules import ALL, Rules
 from pytl.plan.transfer_plan import PlanError, TransferPlan
 from pytl.plan.unfreezing import Unfreezing
 
-__all__ = ["FOR_GOOD", "BlockPlan", "PlanError", "Rules", "TransferPlan", "Unfreezing", "renew"]
+__all__ = ["ALL", "FOR_GOOD", "BlockPlan", "PlanError", "Rules", "TransferPlan", "Unfreezing", "renew"]

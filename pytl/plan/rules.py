@@ -9,6 +9,8 @@ from typing import Any
 from pytl.depth import HEAD
 from pytl.plan.block_plan import FOR_GOOD, BlockPlan
 
+ALL = "all"
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -17,7 +19,7 @@ class Rules:
     From the input on: frozen blocks, low blocks (pulled to the start, slower), high ones (pulled to zero), new ones.
 
     Attributes:
-        new_blocks: how many are new, the head among them; >= 1, and at most all.
+        new_blocks: how many are new, the head among them; >= 1, and at most all; ``"all"``: nothing is transferred.
         boundary: how many of the lowest blocks are low; None: all that are transferred.
         lr: rate of the high and the new blocks; None: the optimizer's.
         lr_ratio: their rate over that of the low ones, > 0.
@@ -32,7 +34,7 @@ class Rules:
         ValueError: a number is out of range; rates without ``lr``; more frozen blocks than transferred ones.
     """
 
-    new_blocks: int = 1
+    new_blocks: int | str = 1
     boundary: int | None = None
     lr: float | None = None
     lr_ratio: float = 1.0
@@ -44,8 +46,8 @@ class Rules:
     frozen_until: int | str = FOR_GOOD
 
     def __post_init__(self) -> None:
-        if self.new_blocks < 1:
-            raise ValueError(f"new_blocks must be >= 1, for the head is one of them; got {self.new_blocks}")
+        if self.new_blocks != ALL and not (isinstance(self.new_blocks, int) and self.new_blocks >= 1):
+            raise ValueError(f"new_blocks must be >= 1, for the head is one, or {ALL!r}; got {self.new_blocks!r}")
         if self.boundary is not None and self.boundary < 0:
             raise ValueError(f"boundary must be >= 0 or None; got {self.boundary}")
         if not self.lr_ratio > 0:
@@ -71,7 +73,7 @@ class Rules:
         """
         total = len(names)
         body = sum(name != HEAD for name in names)
-        kept = body - (self.new_blocks - 1)
+        kept = 0 if self.new_blocks == ALL else body - (int(self.new_blocks) - 1)
         if kept < 0:
             raise ValueError(f"new_blocks must be <= {body + 1}, the network's blocks; got {self.new_blocks}")
         if self.frozen_blocks > kept:

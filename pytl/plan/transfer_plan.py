@@ -192,7 +192,11 @@ class TransferPlan:
                         **rate,
                         "sp_decay": plan.sp_decay if pulled else 0.0,
                         "weight_decay": plan.weight_decay if pulled else 0.0,
-                        "role": "transferred" if plan.transferred else "new",
+                        "role": "transferred"
+                        if plan.transferred
+                        else "new"
+                        if block.name == HEAD
+                        else "not transferred",
                         "frozen_until": plan.frozen_until,
                     },
                 )

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pytl import files
+from pytl.plan import TransferPlan
 from pytl.progress import bar
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
@@ -49,7 +50,8 @@ def finetune(
     train_loader: Iterable[Any],
     eval_loader: Iterable[Any] | None = None,
     *,
-    method: str | methods.Method = "l2sp",
+    method: str | methods.Method | None = None,
+    plan: TransferPlan | str | Path | None = None,
     optimizer: str | Optimizer = "sgd",
     penalty: Penalty | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
@@ -77,7 +79,9 @@ def finetune(
         model: pre-trained, with a new head.
         train_loader: a DataLoader, or any iterable that starts anew at each epoch.
         eval_loader: what loss and accuracy are measured on after each epoch.
-        method: a name in `pytl.training.methods.METHODS`, several joined by ``+``, or a `Method`.
+        method: a name in `pytl.training.methods.METHODS`, several joined by ``+``, or a `Method`. None: ``"plan"``
+            where a plan is given, else ``"l2sp"``.
+        plan: what is transferred, block by block, or the file of it; for methods that take one.
         optimizer: ``"sgd"``, ``"adamw"``, or an optimizer of your own, which then stands for `method`, `lr` and `head`.
         penalty: a regulariser made for `model`, in place of those of `method`; it is called with each batch and not
             closed.
@@ -108,8 +112,11 @@ def finetune(
     place = _device_of(model) if device is None else torch.device(device)
     model.to(place)
     _seed(seed)
-    chosen, built = _chosen(method, optimizer, model, lr, head)
+    chosen = _chosen(method, plan, optimizer)
     setting = penalties.Setting(model, train_loader, loss, place, head, folder, progress)
+    if chosen.plan is not None and chosen.penalties:
+        setting.keep_start()  # before the plan renews blocks
+    built = optimizer if isinstance(optimizer, Optimizer) else chosen.optimizer(model, optimizer, lr, head, seed or 0)
     with (
         noise.of(chosen, model, head, loss) as training_loss,
         penalties.of(chosen, setting) if penalty is None else nullcontext(penalty) as regulariser,
@@ -139,12 +146,14 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _chosen(
-    method: str | methods.Method, optimizer: str | Optimizer, model: nn.Module, lr: float, head: str | None
-) -> tuple[methods.Method, Optimizer]:
+    method: str | methods.Method | None, plan: TransferPlan | str | Path | None, optimizer: str | Optimizer
+) -> methods.Method:
     if isinstance(optimizer, Optimizer):
-        return methods.Method("own optimizer"), optimizer
+        return methods.Method("own optimizer")
+    if method is None:
+        method = "l2sp" if plan is None else "plan"
     chosen = methods.parse(method) if isinstance(method, str) else method
-    return chosen, chosen.optimizer(model, optimizer, lr, head)
+    return chosen.with_plan(TransferPlan.load(plan) if isinstance(plan, str | Path) else plan)
 
 
 def _rifle(

@@ -14,6 +14,11 @@ from torch.optim import Optimizer
 from pytl.optim.adamw import AdamW
 from pytl.optim.groups import param_groups
 from pytl.optim.sgd import SGD
+from pytl.plan import ALL, Rules, TransferPlan
+
+GIVEN = "given"
+_ON_WEIGHTS = {"l1sp", "grouplassosp", "l2spfisher"}
+_OPTIONS = ("direction", "sp_decay", "weight_decay", "head_weight_decay", "periods", "cycles")
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": partial(SGD, momentum=0.9), "adamw": AdamW}
 
@@ -33,6 +38,8 @@ class Method:
         cycles: of the learning rate, which restarts at the beginning of each; 1 by default.
         penalties: strengths of the regularisers beside the optimizer's, by their names.
         noise: probabilities of what is dropped or disturbed in training, by their names.
+        plan: what is transferred, block by block, with rates and pulls in place of those above; ``"given"``: the one
+            that a run is given.
     """
 
     name: str
@@ -45,11 +52,17 @@ class Method:
     cycles: int | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
     noise: Mapping[str, float] = field(default_factory=dict)
+    plan: TransferPlan | Rules | str | None = None
 
     def options(self) -> dict[str, float | str]:
         """What the method sets, by option."""
-        values = {option.name: getattr(self, option.name) for option in fields(self)[2:-2]}
-        return {name: value for name, value in values.items() if value is not None}
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {name: values[name] for name in _OPTIONS if values[name] is not None}
+
+    @property
+    def pulls(self) -> bool:
+        """Whether it pulls transferred weights, to zero or to their start."""
+        return bool(self.sp_decay or self.weight_decay or self.penalties.keys() & _ON_WEIGHTS)
 
     @property
     def strengths(self) -> dict[str, float | str]:
@@ -57,25 +70,45 @@ class Method:
         strengths = {f"strength of {name}": value for name, value in self.penalties.items()}
         return self.options() | strengths | {f"probability of {name}": p for name, p in self.noise.items()}
 
-    def optimizer(self, model: nn.Module, kind: str, lr: float, head: str | None = None) -> Optimizer:
-        """The optimizer that takes this method's steps.
+    def with_plan(self, plan: TransferPlan | None) -> "Method":
+        """The method with the plan that a run is given, where it asks for one.
+
+        Raises:
+            ValueError: it asks for one and there is none, or the other way round.
+        """
+        if (plan is not None) != (self.plan == GIVEN):
+            given = "none" if plan is None else "one"
+            raise ValueError(
+                f"plan and a method that takes it, as 'plan' or 'plan+dtnh', go together; got {given} "
+                f"with method {self.name!r}"
+            )
+        return self if plan is None else replace(self, plan=plan)
+
+    def optimizer(self, model: nn.Module, kind: str, lr: float, head: str | None = None, seed: int = 0) -> Optimizer:
+        """The optimizer that takes this method's steps; blocks that the method's plan renews are renewed.
 
         Args:
             model: its parameters that require a gradient are trained.
             kind: ``"sgd"`` (momentum 0.9; the pull passes through the momentum) or ``"adamw"`` (decoupled).
-            lr: learning rate of all parameters.
+            lr: learning rate of all parameters, where a plan does not say otherwise.
             head: name of the new head's module; None: found by `pytl.param_groups`.
+            seed: of new weights.
         """
         if kind not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {kind!r}")
-        groups = param_groups(
-            model,
-            head=head,
-            sp_decay=self.sp_decay or 0.0,
-            weight_decay=self.weight_decay or 0.0,
-            head_weight_decay=self.head_weight_decay,
-            verbose=False,
-        )
+        if self.plan is None:
+            groups = param_groups(
+                model,
+                head=head,
+                sp_decay=self.sp_decay or 0.0,
+                weight_decay=self.weight_decay or 0.0,
+                head_weight_decay=self.head_weight_decay,
+                verbose=False,
+            )
+        else:
+            plan = TransferPlan.from_rules(model, self.plan, head=head) if isinstance(self.plan, Rules) else self.plan
+            assert isinstance(plan, TransferPlan), "with_plan puts in the one that is given"
+            groups = plan.apply(model, head=head, seed=seed, verbose=False)
         return OPTIMIZERS[kind](groups, lr, direction=self.direction or "sum")
 
 
@@ -103,6 +136,8 @@ METHODS = {
         Method("dtnh", "never against the task", direction="dtnh", **_HEAD),
         Method("grod", "only across the task's gradient", direction="grod", **_HEAD),
         Method("pcgrad", "task and regulariser each projected off the other", direction="pcgrad", **_HEAD),
+        Method("scratch", "all weights new", plan=Rules(ALL, weight_decay=_WEIGHT_DECAY)),
+        Method("plan", "as its plan says, block by block", plan=GIVEN),
         Method("rifle", "the head re-initialised half-way", periods=2, **_HEAD),
         Method("cycliclr", "the learning rate restarted three times on the way", cycles=4, **_HEAD),
         _noisy("dropout", "pooled features dropped", 0.2),
@@ -134,12 +169,18 @@ def parse(text: str) -> Method:
 
     Where two parts give a strength the left one's holds; two different directions are an error. A direction without a
     regulariser to direct gets the pull to the starting point: ``dtnh`` is ``l2sp+dtnh``, ``delta+dtnh`` has no pull.
-    What asks for nothing on the weights gets plain's weight decay: ``rifle`` is ``l2+rifle``.
+    What asks for nothing on the weights gets plain's weight decay: ``rifle`` is ``l2+rifle``. ``plan`` and ``scratch``
+    have pulls of their own.
 
     Raises:
-        ValueError: an unknown name, or parts that ask for different directions.
+        ValueError: an unknown name, parts that ask for different directions, or pulls beside a plan's.
     """
     parts = [_known(name) for name in text.split("+")]
+    plans = [part for part in parts if part.plan is not None]
+    if plans and (others := [part.name for part in parts if part.pulls or part in plans[1:]]):
+        raise ValueError(
+            f"method must have one set of pulls; got {text!r}: {plans[0].name} has its own beside {', '.join(others)}"
+        )
     directions = {part.direction for part in parts} - {None}
     if len(directions) > 1:
         raise ValueError(f"method must have one direction; got {text!r} with {', '.join(sorted(map(str, directions)))}")
@@ -150,6 +191,14 @@ def parse(text: str) -> Method:
         joined = {**part.options(), **joined}
         penalties = {**penalties, **part.penalties, **penalties}
         noise = {**noise, **part.noise, **noise}
+    if plans:
+        return replace(
+            Method(text, _summary(parts, joined, penalties)),
+            **joined,
+            penalties=penalties,
+            noise=noise,
+            plan=plans[0].plan,
+        )
     if directions - {"sum"} and not penalties:
         joined.setdefault("sp_decay", _SP_DECAY)
     if not penalties and not {"sp_decay", "weight_decay"} & joined.keys():

@@ -57,6 +57,10 @@ class Setting:
     def source(self) -> Source:
         return Source.copied(self.model)
 
+    def keep_start(self) -> None:
+        """Takes the source, and what it is recognised by, as the model is now."""
+        _ = self.source, self.start_digest
+
     def close(self) -> None:
         if "source" in self.__dict__:
             self.source.close()

@@ -14,6 +14,7 @@ from pytl.batch import Batch
 from pytl.directions import find
 from pytl.optim.base import Optimizer as PytlOptimizer
 from pytl.periods import Periods
+from pytl.plan import Unfreezing
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
 from pytl.training import resets, terms
@@ -81,6 +82,8 @@ class Run:
         self.scheduler = LambdaLR(parts.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(parts.device.type, enabled=settings.amp == "fp16")
         self.rifle = None if parts.rifle is None else parts.rifle(self._known_steps("rifle"))
+        frozen = any(group.get("frozen_until") for group in parts.optimizer.param_groups)
+        self.unfreezing = Unfreezing(parts.optimizer, parts.model) if frozen else None
         self.history: list[Record] = []
         self.partial: Partial | None = None
 
@@ -121,6 +124,7 @@ class Run:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rifle": self.rifle.state_dict() if self.rifle else None,
+            "unfreezing": self.unfreezing.state_dict() if self.unfreezing else None,
             "random": random_state(self.parts.train_loader),
             "history": self.history,
             "partial": asdict(self.partial) if self.partial else None,
@@ -134,6 +138,8 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         if self.rifle:
             self.rifle.load_state_dict(state["rifle"])
+        if self.unfreezing:
+            self.unfreezing.load_state_dict(state["unfreezing"])
         self.history = list(state["history"])
         self.partial = Partial(**state["partial"]) if state["partial"] else None
         restore_random_state(state["random"], self.parts.train_loader)
@@ -149,6 +155,8 @@ class Run:
 
     def _train(self, hooks: Hooks) -> None:
         self.parts.model.train()
+        if self.unfreezing:
+            self.unfreezing.hold()
         batches, partial, began = self._remaining(), self._partial(), time.perf_counter()
         before = partial.batches
         for batch in batches:
@@ -193,6 +201,8 @@ class Run:
         self.scaler.step(optimizer)
         self.scaler.update()
         self.scheduler.step()
+        if self.unfreezing:
+            self.unfreezing.step()
         if self.rifle:
             epochs = len(self.history) + (partial.batches + 1) / (self.length or 1)
             partial.resets |= resets.step(self.rifle, self.parts.model, [batch], self.parts.loss, epochs)
