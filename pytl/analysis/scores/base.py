@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _CHUNK_BYTES = 64 << 20  # of float64 rows in use at a time
+_SHARE = 0.8  # of the samples in a draw
 _NORMAL_95 = 1.959963984540054  # standard deviations of a normal distribution on each side of 95% of it
 
 
@@ -71,19 +72,21 @@ def scored(
     bootstrap: int,
     seed: int,
 ) -> Score:
-    """The value of all samples, and ``value +- 1.96 s``, s the spread of the values of samples drawn with replacement.
+    """The value of all samples, and ``value +- 1.96 s``, s its standard error.
 
-    Not the quantiles of those: drawing a sample twice makes features fit better than they do, which moves all of them.
+    The bootstrap draws 4/5 of the samples without replacement, ``s = sd sqrt(m / (n - m))`` (m out of n: Bickel et al.
+    1997, Statistica Sinica 7). Drawing n with replacement would take samples twice, which features then fit exactly:
+    with as many features as samples the values have nothing to do with the one that is wanted.
 
     Args:
         name, measure: what is computed.
         compute: the groups' tensors, one after another -> value.
         groups: tensors whose rows belong together: (features, labels) of the target, and perhaps of the source.
-        bootstrap: how often samples are drawn anew; 0: no interval. Each costs what the value costs.
+        bootstrap: how many draws; 0: no interval. Each costs what the value costs.
         seed: of the draws.
 
     Raises:
-        ValueError: ``bootstrap`` is 1 or negative.
+        ValueError: ``bootstrap`` is 1 or negative, or there is one sample alone to draw from.
     """
     if bootstrap < 0 or bootstrap == 1:
         raise ValueError(f"bootstrap must be 0, for no interval, or >= 2; got {bootstrap}")
@@ -93,17 +96,29 @@ def scored(
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(bootstrap):
-        drawn = [_drawn(group, generator) for group in groups]
+        drawn = [[tensor[rows.to(tensor.device)] for tensor in group] for group, rows in draws(groups, generator)]
         values.append(compute(*(tensor for group in drawn for tensor in group)))
-    reach = _NORMAL_95 * stdev(values)
+    reach = _NORMAL_95 * standard_error(values, samples)
     return Score(name, value, max(measure.least, value - reach), min(measure.most, value + reach), samples)
 
 
-def _drawn(group: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """As many rows of each tensor as there are, drawn with replacement: the same of all."""
-    count = len(group[0])
-    rows = torch.randint(count, (count,), generator=generator, device="cpu")
-    return [tensor[rows.to(tensor.device)] for tensor in group]
+def draws(groups: Sequence[Sequence[Tensor]], generator: torch.Generator) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+    """Each group, and the indices of 4/5 of its rows."""
+    for group in groups:
+        count = len(group[0])
+        if count < 2:
+            raise ValueError(f"bootstrap needs >= 2 samples to draw from; got {count}")
+        yield group, torch.randperm(count, generator=generator, device="cpu")[: _drawn(count)]
+
+
+def _drawn(count: int) -> int:
+    return min(count - 1, round(_SHARE * count))
+
+
+def standard_error(values: Sequence[float], samples: int) -> float:
+    """Of a value of all samples, from those of draws."""
+    m = _drawn(samples)
+    return stdev(values) * math.sqrt(m / (samples - m))
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
