@@ -1,6 +1,7 @@
 """Fine-tuning that keeps what the network knows, without letting that knowledge hurt."""
 
 from pytl import analysis, features, integrations, noise, ops, regularizers
+from pytl.advice import Advice, advise
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
 from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
@@ -34,6 +35,7 @@ __all__ = [
     "SGD",
     "TRED",
     "AdamW",
+    "Advice",
     "AttentionTransfer",
     "BlockPlan",
     "ChannelWeights",
@@ -51,6 +53,7 @@ __all__ = [
     "Sum",
     "TransferPlan",
     "Unfreezing",
+    "advise",
     "analysis",
     "channel_weights",
     "disentangle",

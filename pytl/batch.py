@@ -54,7 +54,7 @@ class Batch:
     def samples(self) -> int:
         return len(self.labels)
 
-    def logits(self, model: nn.Module) -> Tensor:
+    def logits(self, model: Callable[..., Any]) -> Tensor:
         """What the model answers: logits, or an object with `logits`.
 
         Raises:

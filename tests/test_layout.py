@@ -15,6 +15,7 @@ PYTHON_LAYERS = [
     {"pytl", "pytl.__main__"},
     {"pytl.cli"},
     {"pytl.study", "pytl.benchmark"},
+    {"pytl.advice"},
     {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
     {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},

@@ -427,6 +427,13 @@ def test_rotation_and_origin_of_features_do_not_count(name: str) -> None:
     assert value(name, moved) == pytest.approx(value(name, drawn()), rel=ROUNDING)
 
 
+@pytest.mark.parametrize("name", [name for name in OF_FEATURES if name != "logme"])
+def test_an_origin_far_away_costs_no_more_than_float64_does(name: str) -> None:
+    """Which holds the features themselves to 1e-8 there."""
+    moved = with_matrices(drawn(), lambda f: f + 1e8)
+    assert value(name, moved) == pytest.approx(value(name, drawn()), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_measure_leaves_its_samples_and_the_global_generator_as_they_are(name: str) -> None:
     samples, state = drawn(), torch.get_rng_state()
@@ -489,6 +496,7 @@ def test_nce_is_minus_the_entropy_of_labels_that_the_source_tells_nothing_of() -
     source = torch.arange(5).repeat_interleave(4)
     assert float(scores.nce(source, labels)) == pytest.approx(-1.5 * math.log(2), rel=TOLERANCE)
     assert float(scores.nce(source, torch.arange(4).repeat(5))) == pytest.approx(-math.log(4), rel=TOLERANCE)
+    assert float(scores.nce(torch.full((20,), 7), labels)) == pytest.approx(-1.5 * math.log(2), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -536,6 +544,12 @@ def test_transrate_is_at_least_0(n: int, d: int, classes: int, signal: float) ->
         assert value("transrate", drawn(n, d, classes, seed=seed, signal=signal)) >= 0
 
 
+def test_transrate_of_classes_with_the_same_samples_is_0_and_not_below() -> None:
+    for seed in range(20):
+        twice, labels = drawn(seed=seed).features.repeat(2, 1), torch.arange(120) // 60
+        assert 0 <= float(scores.transrate(twice, labels)) < ROUNDING
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e7])
 @pytest.mark.parametrize("case", ["columns twice and constant ones", "more features than samples"])
 def test_transrate_of_few_directions_holds_on_any_scale(case: str, scale: float) -> None:
@@ -559,6 +573,12 @@ def test_a_set_is_at_no_distance_from_itself(copied: bool) -> None:
     assert float(scores.domain_similarity(x, y, same, same_y)) == pytest.approx(1, abs=ROUNDING)
     assert float(scores.centroid_distance(x, same)) == pytest.approx(0, abs=ROUNDING)
     assert float(scores.mmd(x, same)) == pytest.approx(0, abs=ROUNDING)
+
+
+def test_mmd_of_the_same_samples_is_not_below_0() -> None:
+    for seed in range(20):
+        x = drawn(seed=seed).features
+        assert 0 <= float(scores.mmd(x, x.flip(0))) < ROUNDING
 
 
 @pytest.mark.parametrize("name", ["centroid_distance", "mmd"])

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from pytl.architecture import head_names, named_layers, nearest, unwrapped
+from pytl.architecture import Head, head_names, named_layers, nearest, unwrapped
 
 INPUT = ":input"
 """Behind a layer's name: not what it returns, but what it is called with."""
@@ -80,13 +80,13 @@ def last_convolutions(model: nn.Module) -> list[str]:
     return found
 
 
-def head_input(model: nn.Module) -> str:
+def head_input(model: nn.Module, head: Head | None = None) -> str:
     """What the head is called with: the pooled features.
 
     Raises:
-        ValueError: no head is found.
+        ValueError: no head is found, or ``head``, its name or module, is not there.
     """
-    parameters = sorted(head_names(model, None))
+    parameters = sorted(head_names(model, head))
     if not parameters:
         raise ValueError('no head is found in this model: name it, as in layers="classifier:input"')
     modules = [name.rpartition(".")[0].split(".") for name in parameters]
