@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pytl import directions
 from pytl.architecture import Head, nearest, unwrapped
 from pytl.depth import HEAD, Block, depth_blocks
 from pytl.optim.groups import merged
@@ -37,13 +38,15 @@ class TransferPlan:
     Attributes:
         blocks: from the input on; the head's is called "head".
         decay_norm_and_bias: pull biases and norms (one dimension or none) as well; as in ``pytl.param_groups``.
+        direction: how pytl's optimizers join the task's gradient and the pulls, ``"dtnh"``...; None: as they are told.
 
     Raises:
-        ValueError: no blocks, or two of one name.
+        ValueError: no blocks, two of one name, or an unknown direction.
     """
 
     blocks: tuple[BlockPlan, ...]
     decay_norm_and_bias: bool = False
+    direction: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -52,6 +55,8 @@ class TransferPlan:
             raise ValueError("blocks must hold a line for each block; got none")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"blocks must name each block once; {', '.join(twice)} stand twice")
+        if self.direction is not None:
+            directions.find(self.direction)
 
     @classmethod
     def from_rules(
@@ -62,6 +67,7 @@ class TransferPlan:
         head: Head | None = None,
         example: Any = None,
         decay_norm_and_bias: bool = False,
+        direction: str | None = None,
         **options: Any,
     ) -> TransferPlan:
         """A plan for this network.
@@ -69,7 +75,7 @@ class TransferPlan:
         Args:
             model, head, example: whose blocks, as `pytl.depth.depth_blocks` finds them.
             rules: in numbers; or give them as options: ``new_blocks=3, sp_decay=0.02``. See `Rules`.
-            decay_norm_and_bias: pull biases and norms as well.
+            decay_norm_and_bias, direction: of the plan.
 
         Raises:
             ValueError: as `Rules` has it; fewer blocks than rules speak of.
@@ -78,7 +84,7 @@ class TransferPlan:
         if rules is not None and options:
             raise TypeError(f"rules or options, not both; got rules and {', '.join(options)}")
         names = [block.name for block in depth_blocks(model, head, example)]
-        return cls(tuple((rules or Rules(**options)).block_plans(names)), decay_norm_and_bias)
+        return cls(tuple((rules or Rules(**options)).block_plans(names)), decay_norm_and_bias, direction)
 
     @classmethod
     def load(cls, path: str | Path) -> TransferPlan:
@@ -97,12 +103,14 @@ class TransferPlan:
         Raises:
             ValueError: unknown or missing keys, or values as `BlockPlan` refuses them.
         """
-        _refuse_unknown(values, ("blocks", "decay_norm_and_bias"), "plan")
+        _refuse_unknown(values, tuple(cls.__dataclass_fields__), "plan")
         lines, pull = values.get("blocks"), values.get("decay_norm_and_bias", False)
         if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
             raise ValueError(f"blocks must be a list of blocks, each with its keys; got {type(lines).__name__}")
         if not isinstance(pull, bool):
             raise ValueError(f"decay_norm_and_bias must be true or false; got {pull!r}")
+        if not isinstance(direction := values.get("direction"), str | None):
+            raise ValueError(f"direction must be a name; got {direction!r}")
         for line in lines:
             _refuse_unknown(line, tuple(BlockPlan.__dataclass_fields__), f"block {line.get('block', '')}".rstrip())
             if "block" not in line:
@@ -113,7 +121,11 @@ class TransferPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
-        return {"decay_norm_and_bias": self.decay_norm_and_bias, "blocks": [asdict(block) for block in self.blocks]}
+        return {
+            "decay_norm_and_bias": self.decay_norm_and_bias,
+            "direction": self.direction,
+            "blocks": [asdict(block) for block in self.blocks],
+        }
 
     def save(self, path: str | Path) -> None:
         """Writes ``.json``, or YAML under any other name; a file that was there is replaced in one rename.
@@ -152,7 +164,7 @@ class TransferPlan:
 
         Returns:
             Groups with "params" as (name, parameter) pairs, "lr" where the plan has one, "sp_decay", "weight_decay",
-            "role" and "frozen_until"; for ``pytl.SGD``, ``pytl.AdamW`` or any torch optimizer.
+            "role" and "frozen_until", and "direction" where the plan has one; for ``pytl.SGD``, ``pytl.AdamW`` or any torch optimizer.
 
         Raises:
             PlanError: the model has other blocks than the plan. Nothing is changed then.
@@ -180,7 +192,8 @@ class TransferPlan:
         """(name, parameter, options)."""
         for block in blocks:
             plan = plans[block.name]
-            rate = {} if plan.lr is None else {"lr": plan.lr}
+            rate: dict[str, Any] = {} if plan.lr is None else {"lr": plan.lr}
+            joined = {} if self.direction is None else {"direction": self.direction}
             for name in block.parameters:
                 if not named[name].requires_grad and not plan.frozen_for_good:
                     continue
@@ -190,6 +203,7 @@ class TransferPlan:
                     named[name],
                     {
                         **rate,
+                        **joined,
                         "sp_decay": plan.sp_decay if pulled else 0.0,
                         "weight_decay": plan.weight_decay if pulled else 0.0,
                         "role": "transferred"
@@ -216,7 +230,7 @@ class TransferPlan:
         width = max(len("block"), *(len(block.block) for block in self.blocks))
         lines = [f"{'block':{width}}  weights      {'lr':>8}  {'to the start':>12}  {'to zero':>8}  frozen"]
         lines += [f"{block.block:{width}}  {_line(block)}".rstrip() for block in self.blocks]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"direction: {self.direction}"] if self.direction else lines)
 
 
 def _line(block: BlockPlan) -> str:

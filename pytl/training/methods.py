@@ -82,6 +82,8 @@ class Method:
                 f"plan and a method that takes it, as 'plan' or 'plan+dtnh', go together; got {given} "
                 f"with method {self.name!r}"
             )
+        if plan is not None and None not in (plan.direction, self.direction) and plan.direction != self.direction:
+            raise ValueError(f"method must have the plan's direction, {plan.direction}; got {self.name!r}")
         return self if plan is None else replace(self, plan=plan)
 
     def optimizer(self, model: nn.Module, kind: str, lr: float, head: str | None = None, seed: int = 0) -> Optimizer:
