@@ -115,9 +115,8 @@ class TransferPlan:
             _refuse_unknown(line, tuple(BlockPlan.__dataclass_fields__), f"block {line.get('block', '')}".rstrip())
             if "block" not in line:
                 raise ValueError(f"each of blocks must have a name under 'block'; got {line}")
-        return cls(
-            tuple(BlockPlan(**{key: _number(value, key) for key, value in line.items()}) for line in lines), pull
-        )
+        blocks = tuple(BlockPlan(**{key: _number(value, key) for key, value in line.items()}) for line in lines)
+        return cls(blocks, pull, direction)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
@@ -163,8 +162,8 @@ class TransferPlan:
             verbose: print the plan.
 
         Returns:
-            Groups with "params" as (name, parameter) pairs, "lr" where the plan has one, "sp_decay", "weight_decay",
-            "role" and "frozen_until", and "direction" where the plan has one; for ``pytl.SGD``, ``pytl.AdamW`` or any torch optimizer.
+            Groups with "params" as (name, parameter) pairs, "lr" and "direction" where the plan has them, "sp_decay",
+            "weight_decay", "role" and "frozen_until"; for ``pytl.SGD``, ``pytl.AdamW`` or any torch optimizer.
 
         Raises:
             PlanError: the model has other blocks than the plan. Nothing is changed then.
