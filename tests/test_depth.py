@@ -210,9 +210,7 @@ def mixture(layers: int, inside: str = "") -> nn.Module:
     def layer() -> nn.Module:
         experts = nn.ModuleList(named(up=nn.Linear(4, 8), down=nn.Linear(8, 4)) for _ in range(4))
         routed = nn.ModuleDict({"gate": nn.Linear(4, 4), "experts": experts})
-        return nn.ModuleDict(
-            {"attention": named(qkv=nn.Linear(4, 12)), **({inside: routed} if inside else dict(routed.items()))}
-        )
+        return nn.ModuleDict({"attention": nn.Linear(4, 12), **({inside: routed} if inside else routed)})
 
     return nn.ModuleDict(
         {"embed": nn.Embedding(5, 4), "layers": nn.ModuleList(layer() for _ in range(layers)), "head": nn.Linear(4, 2)}
@@ -582,10 +580,8 @@ def test_what_never_runs_comes_last_before_the_head() -> None:
     blocks = depth_blocks(Unused(), example=torch.ones(1, 4))
     assert titles(blocks) == ["stem", "layers.0", "layers.1", "spare.0", "spare.1", "head"]
     assert blocks[0].parameters == ("embed.weight", "embed.bias")
-    assert {*blocks[1].parameters} == {f"layers.0.{name}.{kind}" for name in ("fc", "unused") for kind in KINDS}
-
-
-KINDS = ("weight", "bias")
+    kinds = ("weight", "bias")
+    assert {*blocks[1].parameters} == {f"layers.0.{name}.{kind}" for name in ("fc", "unused") for kind in kinds}
 
 
 class Attending(nn.Module):

@@ -15,6 +15,7 @@ PYTHON_LAYERS = [
     {"pytl", "pytl.__main__"},
     {"pytl.cli"},
     {"pytl.study", "pytl.benchmark"},
+    {"pytl.search"},
     {"pytl.advice"},
     {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
     {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.regularizers", "pytl.rifle"},
@@ -31,6 +32,7 @@ PYTHON_LAYERS = [
         "pytl.progress",
         "pytl.seeding",
     },
+    {"pytl.pages"},
     {"pytl.extras", "pytl.pictures"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]

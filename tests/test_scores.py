@@ -367,6 +367,7 @@ def test_a_measure_does_not_depend_on_how_much_is_computed_at_a_time(
     assert len(list(base.chunks(samples.features))) == 1
     monkeypatch.setattr(base, "_CHUNK_BYTES", size)
     monkeypatch.setattr(module("pytl.analysis.scores.knn"), "_CHUNK_BYTES", size)
+    monkeypatch.setattr(module("pytl.analysis.scores.logme"), "_CHUNK_BYTES", size)
     monkeypatch.setattr(module("pytl.analysis.scores.mmd"), "_BLOCK", max(7, size // 90))
     assert len(list(base.chunks(samples.features))) > 1
     assert value(name, samples) == pytest.approx(whole, rel=ROUNDING)
@@ -627,8 +628,8 @@ def test_a_measure_is_finite_and_in_its_range(name: str, edge: str) -> None:
 @pytest.mark.parametrize("d", [1, 7])
 @pytest.mark.parametrize("name", GIVEN)
 def test_draws_of_one_sample_alone_do_not_break_the_interval(name: str, d: int) -> None:
-    """As every other draw of two is."""
-    found = score(name, two_samples(drawn(d=d)), bootstrap=12)
+    """As the draws of two samples are."""
+    found = score(name, two_samples(drawn(d=d)), bootstrap=5)
     low, high = interval(found)
     assert low <= found.value <= high
 
@@ -843,6 +844,22 @@ def test_knns_interval_is_that_of_a_share(noise: float) -> None:
     found = score("knn", far_apart(noise), bootstrap=3000)
     assert 0.3 < found.value < 0.9
     assert width(found) == pytest.approx(2 * 1.96 * math.sqrt(found.value * (1 - found.value) / 90), rel=0.05)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_an_interval_is_as_wide_as_new_samples_differ(name: str) -> None:
+    """But for the shares of classes, which are the same in all of these, and not in what an interval draws."""
+    spread = np.std([value(name, far_apart(1.0, seed)) for seed in range(50)])
+    widths = [width(score(name, far_apart(1.0, seed), bootstrap=20)) for seed in range(4)]
+    assert 0.6 < np.mean(widths) / (2 * 1.96 * spread) < 1.7
+
+
+@pytest.mark.parametrize("name", ["centroid_distance", "domain_similarity"])
+def test_one_sample_has_a_value_and_no_interval(name: str) -> None:
+    one = drawn()._replace(features=drawn().features[:1], labels=drawn().labels[:1])
+    assert value(name, one) == pytest.approx(expected(name, one), rel=TOLERANCE)
+    with pytest.raises(ValueError, match=r"^bootstrap needs >= 2 samples to draw from; got 1"):
+        score(name, one, bootstrap=5)
 
 
 def test_samples_are_drawn_with_their_labels() -> None:

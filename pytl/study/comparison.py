@@ -2,98 +2,81 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from pytl import files
-from pytl.data import Task, batches, digits, image_folder
-from pytl.study import networks
+from pytl.data import Task, batches
+from pytl.plan import TransferPlan
 from pytl.study.evidence import Outcome
+from pytl.study.subject import Subject, folder_name, threads
 from pytl.training import checkpoint
 from pytl.training.fine_tuning import finetune
-from pytl.training.methods import Method, parse_all
+from pytl.training.methods import GIVEN, Method, parse_all
 from pytl.training.records import Record
 from pytl.training.settings import Settings
 
-Maker = Callable[[int], nn.Module]
 Watch = Callable[[str, int], None]
 
+PLAN = "plan.yaml"
 _EVAL_BATCH = 256  # no gradients are kept, so more fit than in training
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, kw_only=True)
+class Study(Subject):
     """What is compared, on what, and for how long; checked when made.
 
     Attributes:
-        data: ``"digits"`` (all its tasks), ``"digits:TASK"``, or a folder of class folders of images.
         methods: names as `pytl.training.methods.parse` takes them.
         out: folder of the runs, the pre-trained networks and the results.
-        model: ``"module:function"`` or a local Hugging Face folder; None for digits.
+        plan: for methods that take one: its file, or a folder with ``TASK/plan.yaml`` for each task.
         seeds: runs of each method on each task, with seeds 0, 1, ...
-        lr: learning rate at the start; None: 0.03 on digits (benchmarks/tune_digits.py), else `finetune`'s 0.01.
-        share: of the digits' target images that is trained on.
-        head: name of the model's new head; None: found.
-        device: where to train; None: a GPU if there is one.
 
-    The others are as in `pytl.finetune`.
+    The others are as in `Subject` and in `pytl.finetune`.
     """
 
-    data: str
     methods: tuple[str, ...]
     out: Path
-    model: str | None = None
+    plan: Path | None = None
     seeds: int = 5
     epochs: int = 20
-    lr: float | None = None
     batch_size: int = 16
     optimizer: str = "sgd"
-    share: float = 0.15
-    image_size: int = 224
-    workers: int = 0
-    head: str | None = None
-    device: str | None = None
     amp: str | None = None
     checkpoint_every: int | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Settings(self.epochs, self.rate, amp=self.amp, checkpoint_every=self.checkpoint_every)
-        parse_all(self.methods)
-        for name, least in (("seeds", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}; got {getattr(self, name)}")
-        if self.on_digits and self.model:
-            raise ValueError(f"model must be left out for digits, which bring their own; got {self.model!r}")
-        if not self.on_digits and not self.model:
-            raise ValueError("model must be given for a folder of images: module:function or a Hugging Face folder")
-
-    @property
-    def on_digits(self) -> bool:
-        return self.data.partition(":")[0] == "digits"
-
-    @property
-    def rate(self) -> float:
-        """The learning rate at the start."""
-        return (0.03 if self.on_digits else 0.01) if self.lr is None else self.lr
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """For folders the folder itself."""
-        if not self.on_digits:
-            return (self.data,)
-        name = self.data.partition(":")[2]
-        return (name,) if name else digits.TASKS
+        for name in ("seeds", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
+        planned = [method.name for method in parse_all(self.methods) if method.plan == GIVEN]
+        if (self.plan is not None) != bool(planned):
+            given = "none" if self.plan is None else str(self.plan)
+            asking = ", ".join(planned) or "none of the methods takes one"
+            raise ValueError(f"plan must be given with a method that takes it, as plan; got {given}, and {asking}")
 
     @property
     def runs(self) -> int:
         return len(self.task_names) * len(set(self.methods)) * self.seeds
+
+    def plan_for(self, task: str) -> TransferPlan:
+        """The plan of a task.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = Path(self.plan or "")
+        if not path.is_dir():
+            return TransferPlan.load(path)
+        found = [one for one in (path / folder_name(task) / PLAN, path / PLAN) if one.is_file()]
+        if not found:
+            raise FileNotFoundError(f"plan must be a file, or a folder with {folder_name(task)}/{PLAN}; got {path}")
+        return TransferPlan.load(found[0])
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,7 @@ class _Job:
 
     @property
     def folder(self) -> Path:
-        return Path(self.task.name.replace(":", "-"), self.method.name, f"seed-{self.seed}")
+        return Path(folder_name(self.task.name), self.method.name, f"seed-{self.seed}")
 
 
 def run(study: Study, watch: Watch = lambda label, epochs: None) -> list[Outcome]:
@@ -124,26 +107,15 @@ def run(study: Study, watch: Watch = lambda label, epochs: None) -> list[Outcome
         ValueError, FileNotFoundError: the data or the model cannot be used.
     """
     tasks = {(name, seed): task for name in study.task_names for seed, task in _dealt(study, name)}
-    make = None if study.model is None else networks.from_name(study.model)
-    _check_device(study.device)
+    plans = {task.name: study.plan_for(task.name) for task in tasks.values()} if study.plan else {}
+    study.check()
     _claim(study)
     jobs = [_Job(tasks[key], method, key[1]) for key, method in product(tasks, parse_all(study.methods))]
-    with _threads(1 if study.on_digits else torch.get_num_threads()):
+    with threads(study.torch_threads):
         return [
-            _train(study, job, make, partial(_tell, watch, job.label, index * study.epochs))
+            _train(study, job, plans.get(job.task.name), partial(_tell, watch, job.label, index * study.epochs))
             for index, job in enumerate(jobs)
         ]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """For images of 8x8 one: a second thread has nothing to do, and waiting for it costs, tenfold on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tell(watch: Watch, label: str, done: int, record: Record) -> None:
@@ -151,19 +123,10 @@ def _tell(watch: Watch, label: str, done: int, record: Record) -> None:
 
 
 def _dealt(study: Study, name: str) -> Iterator[tuple[int, Task]]:
-    """The task for each seed; digits are dealt anew, a folder's split is one for all."""
-    if study.on_digits:
-        yield from ((seed, digits.load(name, seed, study.share)) for seed in range(study.seeds))
-    else:
-        task = image_folder.load(name, networks.preparation(study.model or "", study.image_size))
-        yield from ((seed, task) for seed in range(study.seeds))
-
-
-def _check_device(name: str | None) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
-        raise ValueError(f"device must be one that torch finds here; got {name!r}: {error}") from error
+    """The task for each seed; a folder is read once."""
+    task = study.task(name, 0)
+    for seed in range(study.seeds):
+        yield seed, study.task(name, seed) if study.on_digits else task
 
 
 def _claim(study: Study) -> None:
@@ -181,17 +144,18 @@ def _claim(study: Study) -> None:
         checkpoint.refuse_other_run(json.loads(path.read_text()), plan, study.out)
 
 
-def _train(study: Study, job: _Job, make: Maker | None, on_epoch: Callable[[Record], None]) -> Outcome:
+def _train(study: Study, job: _Job, plan: TransferPlan | None, on_epoch: Callable[[Record], None]) -> Outcome:
     result = finetune(
-        _network(study, job, make),
+        study.network(job.task, job.seed, study.out / "sources"),
         batches(job.task.train, study.batch_size, shuffle=True, workers=study.workers),
         batches(job.task.test, _EVAL_BATCH, shuffle=False, workers=study.workers),
         method=job.method,
+        plan=plan if job.method.plan == GIVEN else None,
         optimizer=study.optimizer,
         epochs=study.epochs,
         lr=study.rate,
-        head="head" if make is None else study.head,
-        device=study.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        head=study.head_name,
+        device=study.place,
         amp=study.amp,
         seed=job.seed,
         out=study.out / "runs" / job.folder,
@@ -201,14 +165,3 @@ def _train(study: Study, job: _Job, make: Maker | None, on_epoch: Callable[[Reco
         progress=False,
     )
     return Outcome(job.task, job.method.name, job.seed, result.history)
-
-
-def _network(study: Study, job: _Job, make: Maker | None) -> nn.Module:
-    """The same network for every method."""
-    if make is None:
-        return networks.pretrained_digits(job.task, job.seed, study.out / "sources")
-    torch.manual_seed(job.seed)
-    network = make(job.task.num_classes)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"model must return a torch.nn.Module; {study.model} returned {type(network).__name__}")
-    return network

@@ -51,11 +51,8 @@ class DigitsNet(nn.Module):
         return self.head(self.pool(self.layer3(self.layer2(self.layer1(images)))))
 
 
-def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:
-    """A `DigitsNet` that learnt `task.source`, with a new head for the task's classes.
-
-    It is trained once for each source and seed, and kept in `cache`.
-    """
+def source_digits(task: Task, seed: int, cache: Path) -> DigitsNet:
+    """A `DigitsNet` that learnt `task.source`. It is trained once for each source and seed, and kept in `cache`."""
     if task.source is None:
         raise ValueError(f"task must have a source; got {task.name!r} without one")
     path = files.writable_folder(cache) / f"{task.source_name}-{seed}.pt"
@@ -63,12 +60,18 @@ def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:
     network = DigitsNet(10)
     if path.exists():
         network.load_state_dict(checkpoint.load(path))
-    else:
-        loader = batches(task.source, _SOURCE_BATCH, shuffle=True)
-        epochs = math.ceil(_SOURCE_STEPS / len(loader))
-        alone = Method("source")  # the task's gradient and nothing else
-        finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False)
-        checkpoint.save(path, network.state_dict())
+        return network
+    loader = batches(task.source, _SOURCE_BATCH, shuffle=True)
+    epochs = math.ceil(_SOURCE_STEPS / len(loader))
+    alone = Method("source")  # the task's gradient and nothing else
+    finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False)
+    checkpoint.save(path, network.state_dict())
+    return network
+
+
+def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:
+    """The same with a new head for the task's classes."""
+    network = source_digits(task, seed, cache)
     torch.manual_seed(seed)  # the same head, whether the rest was trained just now or read
     network.head = nn.Linear(64, task.num_classes)
     return network

@@ -1,6 +1,5 @@
 """The comparison written down: ``results.json``, PNG pictures, and ``report.html``, one file that needs no network."""
 
-import base64
 import json
 import math
 import platform
@@ -11,8 +10,7 @@ from typing import Any
 
 import torch
 
-from pytl import files
-from pytl.extras import require
+from pytl import files, pages
 from pytl.study import figures, table, terms
 from pytl.study.comparison import Study
 from pytl.study.evidence import Outcome, Row, rows
@@ -41,18 +39,19 @@ def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
         file.write(json.dumps(_json(results), indent=2, default=str).encode())
     path = study.out / "report.html"
     with files.replacing(path) as file:
-        file.write(_page(study, outcomes, found, drawn).encode())
+        file.write(_page(study, outcomes, found, drawn))
     return path
 
 
-def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn: Mapping[str, Path]) -> str:
-    jinja = require("jinja2", "cli")
-    environment = jinja.Environment(loader=jinja.PackageLoader("pytl.study"), autoescape=True, trim_blocks=True)
-    environment.globals |= {"text": table}
+def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn: Mapping[str, Path]) -> bytes:
     tasks: dict[str, list[Row]] = {}
     for row in found:
         tasks.setdefault(row.task, []).append(row)
-    return environment.get_template("report.html").render(
+    return pages.render(
+        "pytl.study",
+        "report.html",
+        drawn,
+        text=table,
         study=study,
         tasks=tasks,
         summary=table.summary(found),
@@ -60,7 +59,6 @@ def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn
         renewed=any(name.startswith("gradients ") for name in drawn),
         compared=sum(1 for row in found if row.difference),
         methods=[parse(name) for name in dict.fromkeys(row.method for row in found)],
-        images={name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
         skipped=sorted({str(path) for outcome in outcomes for path in outcome.task.skipped}),
         torch=torch.__version__,
     )

@@ -1,0 +1,184 @@
+"""A search's trials, kept by Optuna: begun, resumed after a kill, and shared by several processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pytl.extras import require
+from pytl.search.space import Space, Value
+
+_NAME = "pytl"
+_SPLIT, _DIGEST = "accuracies", "problem"
+_PATIENCE = 60  # seconds that a process waits for another one's write
+_HEARTBEAT = 60  # seconds; without three of them a trial on another machine is taken for dead
+_STARTUP = 10  # trials drawn at random, before the sampler has something to go by
+
+
+class StorageError(OSError):
+    """The storage file is in use, damaged, or of another search; it is left as it is."""
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Within it the storage file is this search's alone: what was running before is known to be dead.
+
+    Raises:
+        StorageError: another search has it.
+    """
+    with open(path.with_name(f".{path.name}.lock"), "a+") as file:
+        _lock(file, path)
+        yield
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise StorageError(f"{path} is in use by another search (process {file.read().strip() or 'unknown'})") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+
+
+def check_sound(path: Path) -> None:
+    """Raises StorageError for a file that SQLite cannot read; what is not there yet is sound."""
+    if not path.exists():
+        return
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            problems = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} is damaged or no SQLite file, and is left as it is: {error}") from error
+    if problems != ["ok"]:
+        raise StorageError(f"{path} is damaged and is left as it is: {problems[0]}")
+
+
+class Trials:
+    """The trials of one search in an Optuna storage.
+
+    Args:
+        storage: a database's URL, as Optuna has them; several machines may share it.
+        digest: of the problem, so that another one's trials are refused.
+        seed: of the sampler.
+        exclusive: nobody else is at work: trials that are running were killed, and will be run again.
+        parallel: others are at work meanwhile.
+    """
+
+    def __init__(self, storage: str, digest: str, *, seed: int, exclusive: bool, parallel: bool) -> None:
+        self._optuna = require("optuna", "search")
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
+        self._exclusive = exclusive
+        self._study = self._open(storage, seed, parallel)
+        self._refuse_other(digest, storage)
+
+    def _open(self, storage: str, seed: int, parallel: bool) -> Any:
+        optuna = self._optuna
+        patience = {"connect_args": {"timeout": _PATIENCE}} if storage.startswith("sqlite") else None
+        beats = {} if self._exclusive else {"heartbeat_interval": _HEARTBEAT, "grace_period": 3 * _HEARTBEAT}
+        kept = optuna.storages.RDBStorage(storage, engine_kwargs=patience, **beats)
+        study = optuna.create_study(study_name=_NAME, storage=kept, direction="maximize", load_if_exists=True)
+        done = len(study.trials)  # a resumed sampler must not draw again what it drew before
+        sampler = optuna.samplers.TPESampler(
+            seed=seed + done, multivariate=True, n_startup_trials=_STARTUP, constant_liar=parallel
+        )
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
+        return optuna.load_study(study_name=_NAME, storage=kept, sampler=sampler, pruner=pruner)
+
+    def _refuse_other(self, digest: str, storage: str) -> None:
+        kept = self._study.user_attrs.get(_DIGEST)
+        if kept is None:
+            self._study.set_user_attr(_DIGEST, digest)
+        elif kept != digest:
+            raise StorageError(f"{storage} holds the trials of another search, and is left as it is")
+
+    def begin(self, first: list[Mapping[str, Value]]) -> None:
+        """Queues what is tried first, and again what a kill interrupted; where others are at work, what is stale."""
+        states, study = self._optuna.trial.TrialState, self._study
+        if self._exclusive:
+            for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+                study.tell(trial.number, state=states.FAIL)
+                study.enqueue_trial(trial.params or trial.system_attrs.get("fixed_params", {}))
+        else:
+            self._optuna.storages.fail_stale_trials(study)
+        for values in first:
+            study.enqueue_trial(dict(values), skip_if_exists=True)
+
+    @property
+    def finished(self) -> int:
+        return len(self._done())
+
+    @property
+    def begun(self) -> int:
+        """Finished ones, and those that somebody is at work on."""
+        states = self._optuna.trial.TrialState
+        return len(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED, states.RUNNING)))
+
+    def _done(self) -> list[Any]:
+        states = self._optuna.trial.TrialState
+        return list(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
+
+    def ask(self, space: Space) -> Trial:
+        """The next trial."""
+        trial = self._study.ask()
+        values = {name: trial.suggest_categorical(name, list(of)) for name, of in space.dimensions.items()}
+        return Trial(self, trial, values)
+
+    def done(self) -> list[dict[str, Any]]:
+        """Plain values of each finished trial, in their order."""
+        return [
+            {
+                "number": trial.number,
+                "values": dict(trial.params),
+                "value": trial.value,
+                "state": trial.state.name.lower(),
+                "accuracies": trial.user_attrs.get(_SPLIT, []),
+                "candidate": trial.user_attrs.get("candidate", ""),
+                "seconds": trial.duration.total_seconds() if trial.duration else None,
+            }
+            for trial in self._done()
+        ]
+
+    def importances(self) -> dict[str, float]:
+        """The share of the values' variance that each dimension explains (fANOVA); empty where too few are known."""
+        try:
+            found = self._optuna.importance.get_param_importances(self._study)
+        except (ValueError, RuntimeError):  # one trial alone, or all of one value
+            return {}
+        return {name: float(value) for name, value in found.items()}
+
+
+class Trial:
+    """One trial in progress."""
+
+    def __init__(self, trials: Trials, trial: Any, values: dict[str, Value]) -> None:
+        self._trials, self._trial, self.values = trials, trial, values
+        self.number: int = trial.number
+
+    def twin(self, candidate: str) -> list[float]:
+        """The accuracies of a finished trial of the same candidate; none where there is none."""
+        same = [one["accuracies"] for one in self._trials.done() if one["candidate"] == candidate and one["value"]]
+        return [*same[0]] if same else []
+
+    def report(self, accuracies: list[float]) -> bool:
+        """Tells the mean so far; True where the trial is worth no more time."""
+        self._trial.report(sum(accuracies) / len(accuracies), len(accuracies))
+        return bool(self._trial.should_prune())
+
+    def finish(self, candidate: str, accuracies: list[float], *, pruned: bool = False) -> None:
+        self._trial.set_user_attr("candidate", candidate)
+        self._trial.set_user_attr(_SPLIT, accuracies)
+        states, study = self._trials._optuna.trial.TrialState, self._trials._study
+        if pruned:
+            study.tell(self._trial, state=states.PRUNED)
+        else:
+            study.tell(self._trial, sum(accuracies) / len(accuracies))
