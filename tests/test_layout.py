@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PYTHON_LAYERS = [
     {"pytl", "pytl.__main__"},
     {"pytl.cli"},
+    {"pytl.commands"},
     {"pytl.study", "pytl.benchmark"},
     {"pytl.search"},
     {"pytl.advice"},

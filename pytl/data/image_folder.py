@@ -96,6 +96,27 @@ def load(root: str | Path, prepare: Preparation | None = None) -> Task:
     )
 
 
+def unaugmented(data: Dataset[Any]) -> Dataset[Any]:
+    """The same images, without random crops and mirrors; other data sets as they are."""
+    return Images(data.samples, data.prepare, augment=False) if isinstance(data, Images) else data
+
+
+def divided(data: Dataset[Any], share: float, seed: int) -> tuple[Images, Images]:
+    """Images to train on, and that share of each class to validate on, without augmentation.
+
+    Raises:
+        ValueError: a class with fewer than two images.
+    """
+    if not isinstance(data, Images):
+        raise TypeError(f"data must be a folder's Images; got {type(data).__name__}")
+    labels = torch.tensor([label for _, label in data.samples])
+    if few := [str(label) for label in labels.unique().tolist() if int((labels == label).sum()) < 2]:
+        raise ValueError(f"each class must have >= 2 images to train on, one for validation; class {few[0]} has 1")
+    held, rest = stratified(labels, share, seed)
+    chosen = Images([data.samples[i] for i in rest], data.prepare, data.augment)
+    return chosen, Images([data.samples[i] for i in held], data.prepare, augment=False)
+
+
 def _is_class(folder: Path) -> bool:
     return folder.is_dir() and not folder.name.startswith(".")
 

@@ -121,7 +121,7 @@ def _run(
     exclusive: bool,
 ) -> SearchResult:
     digest = problem.digest(names)
-    kept = Trials(url, digest, seed=seed, exclusive=exclusive, parallel=workers > 1 or not exclusive)
+    kept = Trials(url, problem.name, digest, seed=seed, exclusive=exclusive, parallel=workers > 1 or not exclusive)
     kept.begin(_first(problem, names, advice))
     with bar(f"search {problem.name}", count, min(kept.finished, count), progress) as advance:
         if workers == 1:
@@ -216,7 +216,7 @@ def _watch(processes: Sequence[BaseProcess], kept: Trials, advance: Callable[[],
 def _worker(problem: Problem, names: Sequence[str], url: str, digest: str, count: int, seed: int, lock: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    kept = Trials(url, digest, seed=seed, exclusive=True, parallel=True)
+    kept = Trials(url, problem.name, digest, seed=seed, exclusive=True, parallel=True)
     _work(problem, names, kept, count, lock, lambda: None)
 
 

@@ -13,7 +13,6 @@ from typing import IO, Any
 from pytl.extras import require
 from pytl.search.space import Space, Value
 
-_NAME = "pytl"
 _SPLIT, _DIGEST = "accuracies", "problem"
 _PATIENCE = 60  # seconds that a process waits for another one's write
 _HEARTBEAT = 60  # seconds; without three of them a trial on another machine is taken for dead
@@ -68,16 +67,17 @@ class Trials:
 
     Args:
         storage: a database's URL, as Optuna has them; several machines may share it.
+        name: of the problem; a database may hold several.
         digest: of the problem, so that another one's trials are refused.
         seed: of the sampler.
         exclusive: nobody else is at work: trials that are running were killed, and will be run again.
         parallel: others are at work meanwhile.
     """
 
-    def __init__(self, storage: str, digest: str, *, seed: int, exclusive: bool, parallel: bool) -> None:
+    def __init__(self, storage: str, name: str, digest: str, *, seed: int, exclusive: bool, parallel: bool) -> None:
         self._optuna = require("optuna", "search")
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
-        self._exclusive = exclusive
+        self._name, self._exclusive = f"pytl {name}", exclusive
         self._study = self._open(storage, seed, parallel)
         self._refuse_other(digest, storage)
 
@@ -86,13 +86,13 @@ class Trials:
         patience = {"connect_args": {"timeout": _PATIENCE}} if storage.startswith("sqlite") else None
         beats = {} if self._exclusive else {"heartbeat_interval": _HEARTBEAT, "grace_period": 3 * _HEARTBEAT}
         kept = optuna.storages.RDBStorage(storage, engine_kwargs=patience, **beats)
-        study = optuna.create_study(study_name=_NAME, storage=kept, direction="maximize", load_if_exists=True)
+        study = optuna.create_study(study_name=self._name, storage=kept, direction="maximize", load_if_exists=True)
         done = len(study.trials)  # a resumed sampler must not draw again what it drew before
         sampler = optuna.samplers.TPESampler(
             seed=seed + done, multivariate=True, n_startup_trials=_STARTUP, constant_liar=parallel
         )
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
-        return optuna.load_study(study_name=_NAME, storage=kept, sampler=sampler, pruner=pruner)
+        return optuna.load_study(study_name=self._name, storage=kept, sampler=sampler, pruner=pruner)
 
     def _refuse_other(self, digest: str, storage: str) -> None:
         kept = self._study.user_attrs.get(_DIGEST)

@@ -1,0 +1,1 @@
+"""The commands of `pytl`: what each one asks for, does and prints."""
