@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     with watching(plan.runs, plan.epochs) as watch:
         outcomes = study.run(plan, watch)
     page = report.write(plan, outcomes)
-    table.show(rows(outcomes), terms.table(outcomes))
+    table.show(rows(outcomes), terms.table(outcomes), report.margins_of(plan, outcomes))
     skipped = sorted({str(path) for outcome in outcomes for path in outcome.task.skipped})
     if skipped:
         print(f"left out, {len(skipped)} not readable as images: {', '.join(skipped)}")

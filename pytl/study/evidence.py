@@ -54,12 +54,53 @@ class Row:
     verdict: str
 
 
-def rows(outcomes: Sequence[Outcome]) -> list[Row]:
-    """One row for each task and method, in the order of the runs."""
+@dataclass(frozen=True)
+class Margin:
+    """A method against the best and the worst of the others on a task, by mean accuracy: paired differences.
+
+    Which the best is was seen on the same test images, so the first difference is a little unkind to the method.
+    """
+
+    task: str
+    method: str
+    best: str
+    to_best: Interval
+    worst: str
+    to_worst: Interval
+
+
+def margins(outcomes: Sequence[Outcome], methods: Sequence[str]) -> list[Margin]:
+    """Of each of these methods on each task; none where there is nothing to hold them against."""
+    found = _accuracies(outcomes)
+    return [
+        _margin(task, method, found)
+        for task in dict.fromkeys(task for task, _ in found)
+        for method in methods
+        if any(other not in methods for of, other in found if of == task)
+    ]
+
+
+def _margin(task: str, method: str, found: Mapping[tuple[str, str], Mapping[int, float]]) -> Margin:
+    mine = found[task, method]
+    others = {
+        other: fmean(by_seed.values()) for (of, other), by_seed in found.items() if of == task and other != method
+    }
+    best, worst = max(others, key=others.__getitem__), min(others, key=others.__getitem__)
+    return Margin(task, method, best, paired(mine, found[task, best]), worst, paired(mine, found[task, worst]))
+
+
+def _accuracies(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], dict[int, float]]:
+    """(task, method) -> seed -> accuracy, in the order of the runs."""
     found: dict[tuple[str, str], dict[int, float]] = {}
-    titles = {outcome.task.name: outcome.task.title for outcome in outcomes}
     for outcome in outcomes:
         found.setdefault((outcome.task.name, outcome.method), {})[outcome.seed] = outcome.accuracy
+    return found
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    """One row for each task and method, in the order of the runs."""
+    found = _accuracies(outcomes)
+    titles = {outcome.task.name: outcome.task.title for outcome in outcomes}
     return [
         _row(task, titles[task], method, accuracies, found.get((task, BASELINE)))
         for (task, method), accuracies in found.items()

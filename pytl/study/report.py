@@ -13,8 +13,8 @@ import torch
 from pytl import files, pages
 from pytl.study import figures, table, terms
 from pytl.study.comparison import Study
-from pytl.study.evidence import Outcome, Row, rows
-from pytl.training.methods import parse
+from pytl.study.evidence import Margin, Outcome, Row, margins, rows
+from pytl.training.methods import GIVEN, parse
 
 
 def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
@@ -29,6 +29,7 @@ def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
         "study": asdict(study),
         "machine": {"torch": torch.__version__, "python": platform.python_version(), "cpu": platform.machine()},
         "rows": [asdict(row) for row in found],
+        "margins": [asdict(one) for one in margins_of(study, outcomes)],
         "terms": [asdict(term) | {"value": term.value} for term in terms.table(outcomes)],
         "runs": [
             {"task": one.task.name, "method": one.method, "seed": one.seed, "accuracy": one.accuracy}
@@ -41,6 +42,11 @@ def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
     with files.replacing(path) as file:
         file.write(_page(study, outcomes, found, drawn))
     return path
+
+
+def margins_of(study: Study, outcomes: Sequence[Outcome]) -> list[Margin]:
+    """Of the methods that follow a plan."""
+    return margins(outcomes, [name for name in dict.fromkeys(study.methods) if parse(name).plan == GIVEN])
 
 
 def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn: Mapping[str, Path]) -> bytes:
@@ -56,6 +62,8 @@ def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn
         tasks=tasks,
         summary=table.summary(found),
         terms=terms.table(outcomes),
+        margins=margins_of(study, outcomes),
+        plans={name: str(study.plan_for(name)) for name in tasks} if study.plan else {},
         renewed=any(name.startswith("gradients ") for name in drawn),
         compared=sum(1 for row in found if row.difference),
         methods=[parse(name) for name in dict.fromkeys(row.method for row in found)],

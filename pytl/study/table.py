@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytl.extras import require
-from pytl.study.evidence import BASELINE, VERDICTS, Interval, Row
+from pytl.study.evidence import BASELINE, VERDICTS, Interval, Margin, Row
 from pytl.study.terms import Term
 
 _COLUMNS = {
@@ -33,11 +33,13 @@ _TERMS_NOTE = (
 )
 
 
-def show(table: Sequence[Row], terms: Sequence[Term] = ()) -> None:
-    """Prints the table of results and the sentence below it, and the table of named terms, where there are some."""
+def show(table: Sequence[Row], terms: Sequence[Term] = (), margins: Sequence[Margin] = ()) -> None:
+    """Prints the table of results and the sentence below it, margins, and the named terms, where there are some."""
     console = require("rich.console", "cli").Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(_drawn(table))
     console.print(f"{_NOTE} {summary(table)}", highlight=False)
+    for one in margins:
+        console.print(margin(one), highlight=False)
     if terms:
         console.print(_terms_drawn(terms))
         console.print(_TERMS_NOTE, highlight=False)
@@ -96,6 +98,16 @@ def difference(found: Interval | None) -> str:
         return ""
     known = ends(found, "+")
     return f"{100 * found.mean:+.1f}" + (f" ({known})" if known else "")
+
+
+def margin(found: Margin) -> str:
+    """A method against the best and the worst of the others."""
+    is_worse = "worse" if found.to_best.high < 0 else "not worse"
+    best, worst = difference(found.to_best), difference(found.to_worst)
+    return (
+        f"{found.task}: {found.method} is {is_worse} than the best of the others, {found.best}: {best}; "
+        f"against the worst, {found.worst}: {worst}"
+    )
 
 
 def verdict(row: Row) -> str:
