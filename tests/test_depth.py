@@ -137,14 +137,14 @@ class TimmResNet(nn.Module):
 
 
 def regnet() -> nn.Module:
-    """As timm's: a stage of one block, whose convolutions are numbered and have layers inside."""
+    """As timm's: stages of one block and more, whose convolutions are numbered and have layers inside."""
 
     def block() -> nn.Module:
         return named(**{f"conv{i}": named(conv=conv(), bn=norm()) for i in (1, 2, 3)})
 
-    return named(
-        stem=named(conv=conv(), bn=norm()), s1=named(b1=block()), s2=named(b1=block(), b2=block()), head=nn.Linear(4, 2)
-    )
+    counts = {"s1": 1, "s2": 2, "s3": 3, "s4": 1}
+    stages = {stage: named(**{f"b{i + 1}": block() for i in range(count)}) for stage, count in counts.items()}
+    return named(stem=named(conv=conv(), bn=norm()), **stages, head=named(flatten=nn.Flatten(), fc=nn.Linear(4, 2)))
 
 
 def densenet(stages: int, normalisation: Make = norm) -> nn.Module:
@@ -281,7 +281,7 @@ NETWORKS: dict[str, tuple[Make, list[str]]] = {
     "T5": (t5, ["stem", *numbered("encoder.block", 6), *numbered("decoder.block", 6)]),
     "torchvision ResNet": (torchvision_resnet, RESIDUAL),
     "timm ResNet": (TimmResNet, RESIDUAL),
-    "timm RegNet": (regnet, ["stem", "s1", "s2.b1", "s2.b2", "head"]),
+    "timm RegNet": (regnet, ["stem", "s1", "s2.b1", "s2.b2", "s3.b1", "s3.b2", "s3.b3", "s4", "head"]),
     "DenseNet, few stages": (
         lambda: densenet(2),
         [

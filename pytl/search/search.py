@@ -21,7 +21,7 @@ from pytl.progress import bar
 from pytl.search import report
 from pytl.search.problem import Problem, use_threads
 from pytl.search.space import Candidate, Value
-from pytl.search.trials import Trials, check_sound, owned
+from pytl.search.trials import Trial, Trials, check_sound, owned
 
 _FILE = "search.db"
 _WEIGHT_DECAY = _SP_DECAY = 0.03  # of plain and L2-SP, which every search tries
@@ -79,7 +79,7 @@ def search(
         out: folder of ``search.db``, and of ``plan.yaml``, ``search.json``, ``report.html`` and figures in the end.
         trials: how many in all, those of earlier sessions included.
         advice: where to begin.
-        workers: processes on this machine; on one GPU they share it.
+        workers: processes on this machine, which may begin a trial or two too many; on one GPU they share it.
         storage: a database's URL for searches on several machines, each with the same problem; None: SQLite in ``out``.
         resume: go on with what is in ``out``.
         seed: of the sampler.
@@ -125,7 +125,7 @@ def _run(
     kept.begin(_first(problem, names, advice))
     with bar(f"search {problem.name}", count, min(kept.finished, count), progress) as advance:
         if workers == 1:
-            _work(problem, names, kept, count, _Unlocked(), advance)
+            _work(problem, names, kept, count, advance)
         else:
             _share(problem, names, kept, (url, digest, count, seed), workers, advance)
     result = _result(problem, names, kept)
@@ -144,34 +144,21 @@ def _first(problem: Problem, names: Sequence[str], advice: Advice | Rules | None
     return [space.nearest(rules, body, problem.lr) for rules in (advised, plain, l2sp) if rules is not None]
 
 
-class _Unlocked:
-    """Stands for a lock where nobody else is at work."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def _work(
-    problem: Problem, names: Sequence[str], kept: Trials, count: int, lock: Any, advance: Callable[[], None]
-) -> None:
+def _work(problem: Problem, names: Sequence[str], kept: Trials, count: int, advance: Callable[[], None]) -> None:
     """Trials, one after another, until so many are begun."""
     space, body = problem.space.within(len(names)), problem.body(names)
     use_threads(problem.threads)
-    while True:
-        with lock:
-            if kept.begun >= count:
-                return
-            trial = kept.ask(space)
+
+    def judge(trial: Trial) -> None:
         candidate = space.candidate(trial.values, body, problem.lr)
-        key = json.dumps(asdict(candidate))
-        accuracies, pruned = trial.twin(key), False
-        for split in problem.splits[len(accuracies) :]:
-            accuracies.append(problem.accuracy(candidate, split))
-            pruned = trial.report(accuracies) and len(accuracies) < len(problem.splits)
-            if pruned:
+        trial.stands_for(json.dumps(asdict(candidate)))
+        for split in problem.splits[len(trial.accuracies) :]:
+            trial.add(problem.accuracy(candidate, split), last=split is problem.splits[-1])
+            if trial.pruned:
                 break
-        trial.finish(key, accuracies, pruned=pruned)
+
+    while kept.begun < count:
+        kept.run(space, judge)
         advance()
 
 
@@ -185,9 +172,9 @@ def _share(
 ) -> None:
     """Several processes work at one storage; none outlives this one."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, and hang
-    lock, (url, digest, count, seed) = context.Lock(), work
+    url, digest, count, seed = work
     processes = [
-        context.Process(target=_worker, args=(problem, names, url, digest, count, seed + 1000 * index, lock))
+        context.Process(target=_worker, args=(problem, names, url, digest, count, seed + 1000 * index))
         for index in range(workers)
     ]
     try:
@@ -213,11 +200,11 @@ def _watch(processes: Sequence[BaseProcess], kept: Trials, advance: Callable[[],
         told = finished
 
 
-def _worker(problem: Problem, names: Sequence[str], url: str, digest: str, count: int, seed: int, lock: Any) -> None:
+def _worker(problem: Problem, names: Sequence[str], url: str, digest: str, count: int, seed: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     kept = Trials(url, problem.name, digest, seed=seed, exclusive=True, parallel=True)
-    _work(problem, names, kept, count, lock, lambda: None)
+    _work(problem, names, kept, count, lambda: None)
 
 
 def _end_with_parent() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,7 @@ from typing import IO, Any
 from pytl.extras import require
 from pytl.search.space import Space, Value
 
-_SPLIT, _DIGEST = "accuracies", "problem"
+_SPLIT, _CANDIDATE, _DIGEST = "accuracies", "candidate", "problem"
 _PATIENCE = 60  # seconds that a process waits for another one's write
 _HEARTBEAT = 60  # seconds; without three of them a trial on another machine is taken for dead
 _STARTUP = 10  # trials drawn at random, before the sampler has something to go by
@@ -85,7 +86,9 @@ class Trials:
         optuna = self._optuna
         patience = {"connect_args": {"timeout": _PATIENCE}} if storage.startswith("sqlite") else None
         beats = {} if self._exclusive else {"heartbeat_interval": _HEARTBEAT, "grace_period": 3 * _HEARTBEAT}
-        kept = optuna.storages.RDBStorage(storage, engine_kwargs=patience, **beats)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            kept = optuna.storages.RDBStorage(storage, engine_kwargs=patience, **beats)
         study = optuna.create_study(study_name=self._name, storage=kept, direction="maximize", load_if_exists=True)
         done = len(study.trials)  # a resumed sampler must not draw again what it drew before
         sampler = optuna.samplers.TPESampler(
@@ -101,17 +104,22 @@ class Trials:
         elif kept != digest:
             raise StorageError(f"{storage} holds the trials of another search, and is left as it is")
 
-    def begin(self, first: list[Mapping[str, Value]]) -> None:
+    def begin(self, first: Sequence[Mapping[str, Value]]) -> None:
         """Queues what is tried first, and again what a kill interrupted; where others are at work, what is stale."""
         states, study = self._optuna.trial.TrialState, self._study
         if self._exclusive:
             for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
                 study.tell(trial.number, state=states.FAIL)
-                study.enqueue_trial(trial.params or trial.system_attrs.get("fixed_params", {}))
+                study.enqueue_trial(_wanted(trial))
         else:
-            self._optuna.storages.fail_stale_trials(study)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+                self._optuna.storages.fail_stale_trials(study)
+        known = [_wanted(trial) for trial in study.get_trials(deepcopy=False) if trial.state != states.FAIL]
         for values in first:
-            study.enqueue_trial(dict(values), skip_if_exists=True)
+            if values not in known:
+                study.enqueue_trial(dict(values))
+                known.append(dict(values))
 
     @property
     def finished(self) -> int:
@@ -127,11 +135,20 @@ class Trials:
         states = self._optuna.trial.TrialState
         return list(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
 
-    def ask(self, space: Space) -> Trial:
-        """The next trial."""
-        trial = self._study.ask()
-        values = {name: trial.suggest_categorical(name, list(of)) for name, of in space.dimensions.items()}
-        return Trial(self, trial, values)
+    def run(self, space: Space, judge: Callable[[Trial], None]) -> None:
+        """One more trial: ``judge`` is given its values, and says what came of them."""
+
+        def objective(trial: Any) -> float:
+            values = {name: trial.suggest_categorical(name, list(of)) for name, of in space.dimensions.items()}
+            own = Trial(self, trial, values)
+            judge(own)
+            if own.pruned:
+                raise self._optuna.TrialPruned
+            return own.mean
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            self._study.optimize(objective, n_trials=1)
 
     def done(self) -> list[dict[str, Any]]:
         """Plain values of each finished trial, in their order."""
@@ -142,43 +159,64 @@ class Trials:
                 "value": trial.value,
                 "state": trial.state.name.lower(),
                 "accuracies": trial.user_attrs.get(_SPLIT, []),
-                "candidate": trial.user_attrs.get("candidate", ""),
+                "candidate": trial.user_attrs.get(_CANDIDATE, ""),
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
             }
             for trial in self._done()
         ]
 
     def importances(self) -> dict[str, float]:
-        """The share of the values' variance that each dimension explains (fANOVA); empty where too few are known."""
+        """The share of the values' variance that each dimension explains (fANOVA); empty where too few are known.
+
+        Trials that were given up count with the mean they had: without them only good values would be compared.
+        """
+        optuna = self._optuna
+        judged = optuna.create_study(direction="maximize")
+        for trial in self._done():
+            if accuracies := trial.user_attrs.get(_SPLIT):
+                value, drawn = sum(accuracies) / len(accuracies), trial.distributions
+                judged.add_trial(optuna.trial.create_trial(params=trial.params, distributions=drawn, value=value))
         try:
-            found = self._optuna.importance.get_param_importances(self._study)
+            found = optuna.importance.get_param_importances(judged)
         except (ValueError, RuntimeError):  # one trial alone, or all of one value
             return {}
         return {name: float(value) for name, value in found.items()}
 
 
+def _wanted(trial: Any) -> dict[str, Value]:
+    """The values that a trial has, or was queued with."""
+    return dict(trial.params or trial.system_attrs.get("fixed_params", {}))
+
+
 class Trial:
-    """One trial in progress."""
+    """One trial in progress.
+
+    Attributes:
+        values: of each dimension.
+        accuracies: by split, as far as it got.
+        pruned: it was given up.
+    """
 
     def __init__(self, trials: Trials, trial: Any, values: dict[str, Value]) -> None:
         self._trials, self._trial, self.values = trials, trial, values
-        self.number: int = trial.number
+        self.accuracies: list[float] = []
+        self.pruned = False
 
-    def twin(self, candidate: str) -> list[float]:
-        """The accuracies of a finished trial of the same candidate; none where there is none."""
-        same = [one["accuracies"] for one in self._trials.done() if one["candidate"] == candidate and one["value"]]
-        return [*same[0]] if same else []
+    @property
+    def mean(self) -> float:
+        return sum(self.accuracies) / len(self.accuracies)
 
-    def report(self, accuracies: list[float]) -> bool:
-        """Tells the mean so far; True where the trial is worth no more time."""
-        self._trial.report(sum(accuracies) / len(accuracies), len(accuracies))
-        return bool(self._trial.should_prune())
+    def stands_for(self, candidate: str) -> None:
+        """Says what the values mean; takes over the accuracies of a finished trial of the same candidate."""
+        self._trial.set_user_attr(_CANDIDATE, candidate)
+        whole = [one for one in self._trials.done() if one["state"] == "complete" and one["candidate"] == candidate]
+        if whole:
+            self.accuracies = [*whole[0]["accuracies"]]
+            self._trial.set_user_attr(_SPLIT, self.accuracies)
 
-    def finish(self, candidate: str, accuracies: list[float], *, pruned: bool = False) -> None:
-        self._trial.set_user_attr("candidate", candidate)
-        self._trial.set_user_attr(_SPLIT, accuracies)
-        states, study = self._trials._optuna.trial.TrialState, self._trials._study
-        if pruned:
-            study.tell(self._trial, state=states.PRUNED)
-        else:
-            study.tell(self._trial, sum(accuracies) / len(accuracies))
+    def add(self, accuracy: float, *, last: bool) -> None:
+        """Of one more split; the trial may be given up then, unless it was the last."""
+        self.accuracies.append(accuracy)
+        self._trial.set_user_attr(_SPLIT, self.accuracies)
+        self._trial.report(self.mean, len(self.accuracies))
+        self.pruned = not last and self._trial.should_prune()
