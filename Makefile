@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := CMakeLists.txt $(shell find csrc -type f)
 BUILD_TOOLS := setuptools cmake ninja pybind11
 
-.PHONY: demo study test lint format bench gpu clean
+.PHONY: demo study transfer test lint format bench gpu clean
 
 demo: .venv/native
 	$(BIN)/pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo --resume
@@ -21,6 +21,16 @@ study: .venv/native
 	(echo '$(STUDY)'; $(BIN)/$(STUDY) --out runs/study --resume) > runs/study.txt
 	sed 's/ *$$//; /^report: /d' runs/study.txt > benchmarks/results/study_digits.txt
 	cat runs/study.txt
+
+# Advice, a search and a comparison on the five tasks, 10 seeds; the tables are kept.
+PLANNED := pytl finetune --data digits --seeds 10 --method plain scratch l2sp plan --plan runs/search
+transfer: .venv/native
+	mkdir -p runs
+	$(BIN)/pytl advise --data digits --out runs/advice > benchmarks/results/advice_digits.txt
+	$(BIN)/pytl search --data digits --advice runs/advice --trials 30 --parallel 2 --out runs/search --resume > runs/search.txt
+	(echo '$(PLANNED)'; $(BIN)/$(PLANNED) --out runs/planned --resume) > runs/planned.txt
+	sed 's/ *$$//; /^report: /d' runs/search.txt runs/planned.txt > benchmarks/results/transfer_digits.txt
+	cat benchmarks/results/transfer_digits.txt
 
 test: .venv/native lint
 	$(BIN)/python -m pytest

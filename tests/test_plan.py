@@ -632,6 +632,13 @@ def test_groups_have_each_line_s_options_and_merge_what_is_equal() -> None:
     assert len(options) == 14
 
 
+@pytest.mark.parametrize(("rate", "found"), [(None, 0.5), (0.0, 0.0), (0.25, 0.25)])
+def test_a_line_s_rate_holds_and_the_optimizer_s_where_it_has_none(rate: float | None, found: float) -> None:
+    lines = (*(BlockPlan(name) for name in DIGITS[:-1]), BlockPlan("head", lr=rate))
+    opt = pytl.SGD(TransferPlan(lines).apply(digits(), verbose=False), lr=0.5)
+    assert {group["lr"] for group in opt.param_groups if group["param_names"][0].startswith("head")} == {found}
+
+
 @pytest.mark.parametrize("direction", [None, "dtnh"])
 def test_a_direction_goes_into_each_group(direction: str | None) -> None:
     model = digits()
@@ -1072,6 +1079,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
         )
         for kind, (make, block) in SCALED.items()
     },
+    "frozen for good beside it": (
+        lambda: scaled(digits(), "layer3.2"),
+        {"new_blocks": 2, "frozen_blocks": 2},
+        {},
+        r"layer3\.2\.scale",
+    ),
     "fresh of other shapes": (
         digits,
         {"new_blocks": 7},
