@@ -13,6 +13,7 @@ from torch import Tensor
 
 _CHUNK_BYTES = 64 << 20  # of float64 rows in use at a time
 _SHARE = 0.8  # of the samples in a draw
+_LARGEST = 1e70  # of a feature: its fourth power is still a float64
 _NORMAL_95 = 1.959963984540054  # standard deviations of a normal distribution on each side of 95% of it
 
 
@@ -64,6 +65,7 @@ class Score:
         return asdict(self)
 
 
+@torch.no_grad()
 def scored(
     name: str,
     measure: Measure,
@@ -74,9 +76,9 @@ def scored(
 ) -> Score:
     """The value of all samples, and ``value +- 1.96 s``, s its standard error.
 
-    The bootstrap draws 4/5 of the samples without replacement, ``s = sd sqrt(m / (n - m))`` (m out of n: Bickel et al.
-    1997, Statistica Sinica 7). Drawing n with replacement would take samples twice, which features then fit exactly:
-    with as many features as samples the values have nothing to do with the one that is wanted.
+    The bootstrap draws 4/5 of the samples without replacement, ``s = sd sqrt(m / (n - m))`` (the delete-d jackknife:
+    Shao & Wu 1989, Annals of Statistics 17). Drawing n with replacement would take samples twice, which features then
+    fit exactly: with as many features as samples the values have nothing to do with the one that is wanted.
 
     Args:
         name, measure: what is computed.
@@ -98,7 +100,7 @@ def scored(
     for _ in range(bootstrap):
         drawn = [[tensor[rows.to(tensor.device)] for tensor in group] for group, rows in draws(groups, generator)]
         values.append(compute(*(tensor for group in drawn for tensor in group)))
-    reach = _NORMAL_95 * standard_error(values, samples)
+    reach = _NORMAL_95 * standard_error(values, samples) if all(map(math.isfinite, values)) else math.inf
     return Score(name, value, max(measure.least, value - reach), min(measure.most, value + reach), samples)
 
 
@@ -127,9 +129,11 @@ def check_features(features: Tensor, name: str = "features") -> None:
         raise ValueError(
             f"{name} must be [n, d], n and d >= 1, floating point; got {features.dtype} {[*features.shape]}"
         )
-    bad = sum(int((~rows.isfinite()).sum()) for rows in features.split(_rows(features)))
-    if bad:
+    parts = features.detach().split(_rows(features))
+    if bad := sum(int((~rows.isfinite()).sum()) for rows in parts):
         raise ValueError(f"{name} must be finite; {bad} of {features.numel()} values are not")
+    if (largest := max(float(rows.abs().max()) for rows in parts)) > _LARGEST:
+        raise ValueError(f"{name} must be <= {_LARGEST:g} in size, or their powers overflow; got {largest:g}")
 
 
 def check_labels(labels: Tensor, samples: int, name: str = "labels", *, least_classes: int = 2) -> None:
@@ -156,7 +160,8 @@ def _rows(features: Tensor) -> int:
 
 def mean(features: Tensor) -> Tensor:
     """[d], float64."""
-    return torch.stack([rows.sum(0) for _, rows in chunks(features)]).sum(0) / len(features)
+    first = features[0].double()  # so that the mean of a constant is that constant
+    return first + torch.stack([(rows - first).sum(0) for _, rows in chunks(features)]).sum(0) / len(features)
 
 
 def classes_of(labels: Tensor) -> tuple[Tensor, Tensor]:

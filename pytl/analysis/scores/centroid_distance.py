@@ -23,9 +23,11 @@ def centroid_distance(features: Tensor, source_features: Tensor, *, bootstrap: i
         bootstrap, seed: as in `h_score`.
 
     Raises:
-        ValueError: shapes that disagree, values that are not finite.
+        ValueError: shapes that disagree, values that are not finite, two points that are repeated and nothing else.
     """
     check_pair(features, source_features)
+    if math.isinf(_centroid_distance(features, source_features)):
+        raise ValueError("features and source_features must differ within a domain; each is one point repeated")
     groups = [(features,), (source_features,)]
     return scored("centroid_distance", CENTROID_DISTANCE, _centroid_distance, groups, bootstrap, seed)
 

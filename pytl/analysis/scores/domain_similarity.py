@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from pytl.analysis.scores.base import Measure, Score, check_features, check_labels, class_sums, classes_of, scored
@@ -50,8 +51,8 @@ def _check(features: Tensor, labels: Tensor, source: Tensor, source_labels: Tens
     check_pair(features, source)
     check_labels(labels, len(features), least_classes=1)
     check_labels(source_labels, len(source), "source_labels", least_classes=1)
-    if not gamma > 0:
-        raise ValueError(f"gamma must be > 0; got {gamma}")
+    if not 0 < gamma < math.inf:
+        raise ValueError(f"gamma must be > 0 and finite; got {gamma}")
     require("ot", "analysis")
 
 
@@ -67,7 +68,7 @@ def check_pair(features: Tensor, source_features: Tensor) -> None:
 
 def _emd(features: Tensor, labels: Tensor, source: Tensor, source_labels: Tensor) -> float:
     (means, weights), (source_means, source_weights) = _clouds(features, labels), _clouds(source, source_labels)
-    ground = (means[:, None] - source_means[None]).square().sum(2).sqrt()
+    ground = torch.cdist(means, source_means, compute_mode="donot_use_mm_for_euclid_dist")  # which cancels
     library = require("ot", "analysis")
     return float(library.emd2(*(of.cpu().numpy() for of in (weights, source_weights, ground))))
 

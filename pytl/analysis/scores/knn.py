@@ -37,13 +37,14 @@ def _right(features: Tensor, labels: Tensor, k: int) -> Tensor:
     points = features.double()
     points = points - points.mean(0)  # centred: least is lost where |a|^2 + |b|^2 - 2 <a,b> cancels
     n, squares = len(points), points.square().sum(1)
-    rank = 0.5 ** torch.arange(1, k + 1, dtype=torch.float64, device=points.device)  # all together less than a vote
+    rank = torch.arange(k, device=points.device)
     answers = []
     for rows in torch.arange(n, device=points.device).split(max(1, math.floor(_CHUNK_BYTES / (8 * n)))):
         distances = squares[rows, None] + squares - 2 * points[rows] @ points.T
         distances[torch.arange(len(rows), device=points.device), rows] = math.inf
         nearest = distances.topk(k, largest=False).indices
-        votes = torch.zeros(len(rows), len(counts), dtype=torch.float64, device=points.device)
-        votes.scatter_add_(1, dense[nearest], (1 + rank).expand(len(rows), k))
-        answers.append(votes.argmax(1))
+        votes = torch.zeros(len(rows), len(counts), dtype=torch.int64, device=points.device)
+        votes.scatter_add_(1, dense[nearest], torch.ones_like(nearest))
+        first = torch.full_like(votes, k).scatter_reduce_(1, dense[nearest], rank.expand(len(rows), k), "amin")
+        answers.append((votes * (k + 1) - first).argmax(1))
     return (torch.cat(answers) == dense).double()

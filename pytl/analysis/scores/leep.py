@@ -20,7 +20,7 @@ from pytl.analysis.scores.base import (
 
 LEEP = Measure("LEEP", "Nguyen et al. 2020, arXiv:2002.12462", -math.inf, 0.0, True, ("labels", "source head"))
 
-_SUM = 1e-3  # by which a row of probabilities may miss 1, for 16-bit ones
+_SUM = 2.0**-8  # by which a row of probabilities may miss 1, for 16-bit ones
 
 
 def leep(probabilities: Tensor, labels: Tensor, *, bootstrap: int = 0, seed: int = 0) -> Score:
@@ -39,7 +39,7 @@ def leep(probabilities: Tensor, labels: Tensor, *, bootstrap: int = 0, seed: int
     """
     check_features(probabilities, "probabilities")
     check_labels(labels, len(probabilities))
-    for _, rows in chunks(probabilities):
+    for _, rows in chunks(probabilities.detach()):
         if float(rows.min()) < 0 or float((rows.sum(1) - 1).abs().max()) > _SUM:
             raise ValueError("probabilities must be >= 0 and sum to one in each row: give softmax(logits)")
     return scored("leep", LEEP, _leep, [(probabilities, labels)], bootstrap, seed)
@@ -52,4 +52,4 @@ def _leep(probabilities: Tensor, labels: Tensor) -> float:
     total = 0.0
     for rows, part in chunks(probabilities):
         total += float((part * given[dense[rows]]).sum(1).log().sum())
-    return total / len(labels)
+    return min(0.0, total / len(labels))

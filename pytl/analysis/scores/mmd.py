@@ -31,7 +31,9 @@ def mmd(features: Tensor, source_features: Tensor, *, bootstrap: int = 0, seed: 
     """
     check_pair(features, source_features)
     if min(len(features), len(source_features)) < 2:
-        raise ValueError(f"both must have >= 2 samples; got {len(features)} and {len(source_features)}")
+        raise ValueError(
+            f"features and source_features must have >= 2 samples; got {len(features)} and {len(source_features)}"
+        )
     return scored("mmd", MMD, _mmd, [(features,), (source_features,)], bootstrap, seed)
 
 

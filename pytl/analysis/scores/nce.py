@@ -25,8 +25,8 @@ def nce(source_labels: Tensor, labels: Tensor, *, bootstrap: int = 0, seed: int 
     Raises:
         ValueError: shapes that disagree, no samples, labels < 0, fewer than two target classes.
     """
-    check_labels(labels, len(labels))
-    check_labels(source_labels, len(labels), "source_labels", least_classes=1)
+    check_labels(labels, labels.numel())
+    check_labels(source_labels, labels.numel(), "source_labels", least_classes=1)
     return scored("nce", NCE, _nce, [(source_labels, labels)], bootstrap, seed)
 
 

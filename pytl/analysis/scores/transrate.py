@@ -39,6 +39,6 @@ def _transrate(features: Tensor, labels: Tensor, eps: float) -> float:
 
 def _rate(features: Tensor, centre: Tensor, eps: float) -> float:
     """``1/2 log det(I + Z^T Z / (n eps))``, of the smaller of both Gram matrices, whose determinants are the same."""
-    matrix = gram(features, centre).div_(len(features) * eps)
-    matrix.diagonal().add_(1.0)
-    return float(torch.linalg.cholesky(matrix).diagonal().log().sum())
+    squares = torch.linalg.eigvalsh(gram(features, centre))
+    kept = squares > max(features.shape) * torch.finfo(torch.float64).eps * squares[-1]
+    return float((squares[kept] / (len(features) * eps)).log1p().sum()) / 2
