@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytl.architecture import Head, head_names, inner_children, unwrapped
 from pytl.batch import call, evaluating
+from pytl.seeding import seeded
 
 HEAD, STEM = "head", "stem"
 
@@ -51,23 +53,52 @@ def depth_blocks(model: nn.Module, head: Head | None = None, example: Any = None
         Every parameter in one block; tied ones under the first of their names.
     """
     model = unwrapped(model)
-    new = head_names(model, head)
-    keys = _block_names(model)
+    own = [name for name, _ in model.named_parameters()]
+    found: dict[str, list[str]] = {}
+    for name, block in placed(model, head, example).items():
+        found.setdefault(block, []).append(name)
+    kept = {block: tuple(name for name in members if name in own) for block, members in found.items()}
+    return [
+        Block(block, members) for block, members in sorted(kept.items(), key=lambda item: item[0] == HEAD) if members
+    ]
+
+
+def placed(model: nn.Module, head: Head | None = None, example: Any = None) -> dict[str, str]:
+    """The block of each parameter, by each of its names, and of each buffer; arguments as in `depth_blocks`."""
+    model = unwrapped(model)
+    new, keys = head_names(model, head), row_blocks(model)
     rows = list(dict.fromkeys(key for key in keys.values() if key))
     inner = {stage: key for stage in rows for key in reversed(rows) if key.startswith(f"{stage}.")}
-    names = [name for name, _ in model.named_parameters()]
-    if example is not None:
-        rank = _execution_rank(model, example)
-        names.sort(key=lambda name: rank[name.rpartition(".")[0]])  # stable: as registered within a module
-    found: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     block = STEM
-    for name in names:
-        if name not in new:
-            block = _joined(keys[name], block, inner)
-            found.setdefault(block, []).append(name)
-    blocks = [Block(block, tuple(members)) for block, members in found.items()]
-    head_members = tuple(name for name in names if name in new)
-    return [*blocks, Block(HEAD, head_members)] if head_members else blocks
+    for name in _names(model, example):
+        if name in new:
+            found[name] = HEAD
+        else:
+            found[name] = block = _joined(keys[name], block, inner)
+    return found
+
+
+def _names(model: nn.Module, example: Any) -> list[str]:
+    """Parameters and buffers, tied ones by each name, as registered; or as run: tied ones with the first that runs."""
+    modules = list(named_modules(model))
+    holders = [(f"{name}.{own}".lstrip("."), name, t) for name, m in modules for own, t in _tensors(m)]
+    if example is None:
+        return [full for full, _, _ in holders]
+    rank = _execution_rank(model, example)
+    first: dict[int, float] = {}
+    for _, module, tensor in holders:
+        first[id(tensor)] = min(rank[module], first.get(id(tensor), math.inf))
+    return [full for full, _, _ in sorted(holders, key=lambda one: first[id(one[2])])]  # stable within a module
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules, those that stand in two places by both names."""
+    return model.named_modules(remove_duplicate=False)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters("", False), *module.named_buffers("", False)]
 
 
 def _joined(key: str | None, before: str, inner: Mapping[str, str]) -> str:
@@ -82,8 +113,8 @@ def depths(blocks: Sequence[Block]) -> dict[str, int]:
     return {name: depth for depth, block in enumerate(blocks) for name in block.parameters}
 
 
-def _block_names(model: nn.Module) -> Mapping[str, str | None]:
-    """Each parameter's block; None where it lies outside of all rows."""
+def row_blocks(model: nn.Module) -> Mapping[str, str | None]:
+    """The block of each parameter and buffer, by each of its names; None where it lies outside of all rows."""
     keys = dict(_walk(model))
     if any(keys.values()):
         return keys
@@ -99,43 +130,71 @@ def _walk(
     at all inside a block.
     """
     row = _row(module) if reach >= 0 else []
-    inner = (1 if math.isinf(reach) and len(row) <= _MOST_STAGES else -1) if row else reach - 1
-    for name, _ in module.named_parameters(recurse=False):
+    inner = (1 if math.isinf(reach) and 1 < _alike(module) <= _MOST_STAGES else -1) if row else reach - 1
+    lone = not row and not math.isinf(reach) and len(_numbered(module)) == 1  # a stage of one block is that block
+    for name, _ in _tensors(module):
         yield f"{path}{name}", block
     for name, full, child in inner_children(module):
-        own, further = (f"{title}{name}", inner) if name in row else (block, reach - 1)
+        own, further = (f"{title}{name}", inner) if name in row else (block, -1 if lone else reach - 1)
         yield from _walk(child, f"{path}{full}.", f"{title}{name}.", further, own)
 
 
 def _row(module: nn.Module) -> list[str]:
     """The children that are blocks, where two or more of them are numbered: those with layers inside, or a number."""
-    children = [(name, child) for name, _, child in inner_children(module) if any(True for _ in child.parameters())]
-    composite = {name for name, child in children if any(True for _ in child.children())}
-    matrices = {name for name, child in children if any(p.dim() > 1 for p in child.parameters())}
-    numbered = {
+    numbered = _numbered(module)
+    return (
+        [name for name in _weighted(module) if name in numbered or _composite(module, name)]
+        if len(numbered) > 1
+        else []
+    )
+
+
+def _numbered(module: nn.Module) -> set[str]:
+    """The children that have a number and layers inside, or are a layer with a number for a name."""
+    return {
         name
-        for name in composite | matrices
-        if (match := _NUMBERED.match(name)) and (name in composite or not match[1])
+        for name, child in _weighted(module).items()
+        if (match := _NUMBERED.match(name))
+        and (_composite(module, name) or (not match[1] and any(p.dim() > 1 for p in child.parameters())))
     }
-    return [name for name, _ in children if name in composite | numbered] if len(numbered) > 1 else []
+
+
+def _alike(module: nn.Module) -> int:
+    """How many of its numbered children differ by the number alone: "layer1" to "layer4"."""
+    return max(Counter(name.rstrip("0123456789") for name in _numbered(module)).values(), default=0)
+
+
+def _weighted(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, _, child in inner_children(module) if _has_parameters(child)}
+
+
+def _composite(module: nn.Module, name: str) -> bool:
+    return any(_has_parameters(inner) for inner in _weighted(module)[name].children())
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _execution_rank(model: nn.Module, example: Any) -> dict[str, float]:
     """When each module was first called, by its name; one that never was, with the one around it, or at the end."""
     rank: dict[str, float] = {}
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in named_modules(model):
+        names.setdefault(module, []).append(name)
 
     def note(module: nn.Module, arguments: Any) -> None:
-        rank.setdefault(names[module], len(rank))
+        for name in names[module]:
+            rank.setdefault(name, len(rank))
 
     handles = [module.register_forward_pre_hook(note) for module in names]
     try:
-        with evaluating(model), torch.no_grad():
+        with seeded(0, (p.device for p in model.parameters())), evaluating(model), torch.no_grad():
             call(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    for name in names.values():
+    for name, _ in named_modules(model):
         around = name.rpartition(".")[0]
-        rank.setdefault(name, rank[around] if around else math.inf)
+        rank.setdefault(name, rank.get(around, math.inf) if around else math.inf)
     return rank

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from dataclasses import dataclass
 
 FOR_GOOD = "end"
@@ -35,16 +36,16 @@ class BlockPlan:
 
     def __post_init__(self) -> None:
         if not isinstance(self.block, str) or not self.block:
-            raise ValueError(f"block must be a name; got {self.block!r}")
+            raise ValueError(f"block must be a name; got {shown(self.block)}")
         if not isinstance(self.transferred, bool):
-            raise ValueError(f"{self.block}: transferred must be true or false; got {self.transferred!r}")
+            raise ValueError(f"{self.block}: transferred must be true or false; got {shown(self.transferred)}")
         for name in ("lr", "sp_decay", "weight_decay"):
             value = getattr(self, name)
-            if not (_is_strength(value) or (name == "lr" and value is None)):
-                raise ValueError(f"{self.block}: {name} must be a finite number >= 0; got {value!r}")
+            if not (is_strength(value) or (name == "lr" and value is None)):
+                raise ValueError(f"{self.block}: {name} must be a finite number >= 0; got {shown(value)}")
         step = self.frozen_until
-        if step != FOR_GOOD and not (isinstance(step, int) and not isinstance(step, bool) and step >= 0):
-            raise ValueError(f"{self.block}: frozen_until must be a step >= 0 or {FOR_GOOD!r}; got {step!r}")
+        if not is_step(step):
+            raise ValueError(f"{self.block}: frozen_until must be a step >= 0 or {FOR_GOOD!r}; got {shown(step)}")
         self._refuse_contradictions()
 
     @property
@@ -68,5 +69,23 @@ class BlockPlan:
                 )
 
 
-def _is_strength(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+def is_strength(value: object) -> bool:
+    """A finite number >= 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+def is_count(value: object) -> bool:
+    """A whole number >= 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_step(value: object) -> bool:
+    """A step, or "end"."""
+    return is_count(value) or (isinstance(value, str) and value == FOR_GOOD)
+
+
+def shown(value: object) -> str:
+    """A value in an error, shortened: files may hold anything."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxlong, short.maxother = 2, 100, 400, 100
+    return short.repr(value)

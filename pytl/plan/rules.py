@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytl.depth import HEAD
-from pytl.plan.block_plan import FOR_GOOD, BlockPlan
+from pytl.plan.block_plan import FOR_GOOD, BlockPlan, is_count, is_step, is_strength, shown
 
 ALL = "all"
 
@@ -46,21 +46,27 @@ class Rules:
     frozen_until: int | str = FOR_GOOD
 
     def __post_init__(self) -> None:
-        if self.new_blocks != ALL and not (isinstance(self.new_blocks, int) and self.new_blocks >= 1):
-            raise ValueError(f"new_blocks must be >= 1, for the head is one, or {ALL!r}; got {self.new_blocks!r}")
-        if self.boundary is not None and self.boundary < 0:
-            raise ValueError(f"boundary must be >= 0 or None; got {self.boundary}")
-        if not self.lr_ratio > 0:
-            raise ValueError(f"lr_ratio must be > 0; got {self.lr_ratio}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must be in (0, 1]; got {self.layer_decay}")
+        if self.new_blocks != ALL and not (is_count(self.new_blocks) and self.new_blocks != 0):
+            raise ValueError(f"new_blocks must be >= 1, for the head is one, or {ALL!r}; got {shown(self.new_blocks)}")
+        if not (self.boundary is None or is_count(self.boundary)):
+            raise ValueError(f"boundary must be a whole number >= 0 or None; got {shown(self.boundary)}")
+        if not is_count(self.frozen_blocks):
+            raise ValueError(f"frozen_blocks must be a whole number >= 0; got {shown(self.frozen_blocks)}")
+        if not is_step(self.frozen_until):
+            raise ValueError(f"frozen_until must be a step >= 0 or {FOR_GOOD!r}; got {shown(self.frozen_until)}")
+        for name in ("lr", "sp_decay", "weight_decay", "head_weight_decay"):
+            value = getattr(self, name)
+            if not (is_strength(value) or (value is None and name in ("lr", "head_weight_decay"))):
+                raise ValueError(f"{name} must be a finite number >= 0; got {shown(value)}")
+        if not (is_strength(self.lr_ratio) and self.lr_ratio > 0):
+            raise ValueError(f"lr_ratio must be > 0; got {shown(self.lr_ratio)}")
+        if not (is_strength(self.layer_decay) and 0 < self.layer_decay <= 1):
+            raise ValueError(f"layer_decay must be in (0, 1]; got {shown(self.layer_decay)}")
         if self.lr is None and (self.lr_ratio != 1 or self.layer_decay != 1):
             raise ValueError(
                 f"lr must be given for rates that differ; got None with lr_ratio={self.lr_ratio}, "
                 f"layer_decay={self.layer_decay}"
             )
-        if self.frozen_blocks < 0:
-            raise ValueError(f"frozen_blocks must be >= 0; got {self.frozen_blocks}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

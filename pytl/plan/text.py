@@ -59,5 +59,5 @@ def _values(path: Path) -> Any:
     yaml = require("yaml", "cli")
     try:
         return yaml.safe_load(written)
-    except yaml.YAMLError as error:
+    except Exception as error:  # of a tag whose value it is not, the loader raises anything: IndexError, KeyError, ...
         raise ValueError(f"it is no YAML: {error}") from error

@@ -14,7 +14,7 @@ from pytl.architecture import Head, nearest, unwrapped
 from pytl.depth import HEAD, Block, depth_blocks
 from pytl.optim.groups import merged
 from pytl.plan import text
-from pytl.plan.block_plan import FOR_GOOD, BlockPlan
+from pytl.plan.block_plan import FOR_GOOD, BlockPlan, shown
 from pytl.plan.renewal import Fresh, renew
 from pytl.plan.rules import Rules
 
@@ -108,13 +108,15 @@ class TransferPlan:
         if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
             raise ValueError(f"blocks must be a list of blocks, each with its keys; got {type(lines).__name__}")
         if not isinstance(pull, bool):
-            raise ValueError(f"decay_norm_and_bias must be true or false; got {pull!r}")
+            raise ValueError(f"decay_norm_and_bias must be true or false; got {shown(pull)}")
         if not isinstance(direction := values.get("direction"), str | None):
-            raise ValueError(f"direction must be a name; got {direction!r}")
+            raise ValueError(f"direction must be a name; got {shown(direction)}")
         for line in lines:
-            _refuse_unknown(line, tuple(BlockPlan.__dataclass_fields__), f"block {line.get('block', '')}".rstrip())
+            _refuse_unknown(
+                line, tuple(BlockPlan.__dataclass_fields__), f"block {shown(line.get('block', ''))[1:-1]}".rstrip()
+            )
             if "block" not in line:
-                raise ValueError(f"each of blocks must have a name under 'block'; got {line}")
+                raise ValueError(f"each of blocks must have a name under 'block'; got {shown(line)}")
         blocks = tuple(BlockPlan(**{key: _number(value, key) for key, value in line.items()}) for line in lines)
         return cls(blocks, pull, direction)
 
@@ -177,7 +179,7 @@ class TransferPlan:
             if not plans[block.name].frozen_for_good and not any(named[n].requires_grad for n in block.parameters):
                 raise ValueError(f"{block.name} is to be trained; all its parameters have requires_grad=False")
         new = [b for b in blocks if not plans[b.name].transferred and (b.name != HEAD or renew_head)]
-        renew(model, new, seed=seed, fresh=fresh)
+        renew(model, new, head=head, seed=seed, fresh=fresh)
         for block in blocks:
             for name in block.parameters if plans[block.name].frozen_for_good else ():
                 named[name].requires_grad_(False)
@@ -247,7 +249,7 @@ def _line(block: BlockPlan) -> str:
 def _refuse_unknown(values: dict[str, Any], known: Sequence[str], what: str) -> None:
     for key in values:
         if key not in known:
-            raise ValueError(f"{what} must have keys among {', '.join(known)}; got {key!r}{nearest(key, known)}")
+            raise ValueError(f"{what} must have keys among {', '.join(known)}; got {shown(key)}{nearest(key, known)}")
 
 
 def _number(value: Any, key: str) -> Any:

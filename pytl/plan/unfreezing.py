@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pytl.architecture import outermost
+from pytl.architecture import unwrapped
+from pytl.depth import placed
 from pytl.plan.block_plan import FOR_GOOD
 
 
@@ -55,18 +57,33 @@ class Unfreezing:
 
     def hold(self) -> None:
         """Freezes and thaws what the number of steps says."""
-        frozen = set()
-        for p, until in self._until().items():
-            if until == FOR_GOOD or self.steps < int(until):
-                frozen.add(p)
+        known = self._until()
+        frozen = {p for p, until in known.items() if until == FOR_GOOD or self.steps < int(until)}
+        for p, until in known.items():
+            if p in frozen:
                 p.grad = None
             if until != 0:
                 p.requires_grad_(p not in frozen)
         for module in self._asleep:
             module.train(self.model.training)
-        self._asleep = outermost(self.model, {id(p) for p in frozen})
+        self._asleep = [*self._wholly_frozen(known, frozen)]
         for module in self._asleep:
             module.eval()
+
+    def _wholly_frozen(self, known: dict[Tensor, int | str], frozen: set[Tensor]) -> Iterator[nn.Module]:
+        """Modules whose parameters, as far as the optimizer has them, are frozen; of others those in frozen blocks."""
+        network, heads = unwrapped(self.model), self._heads()
+        named, place = dict(network.named_parameters()), placed(network)
+        trained = {place[name] for name, p in named.items() if p in known and p not in frozen | heads}
+        blocks = {place[name] for name, p in named.items() if p in frozen} - trained
+        for name, module in network.named_modules():
+            own = [p for p in module.parameters() if p in known]
+            tensors = [f"{name}.{inner}" for inner in module.state_dict()] if not own else []
+            if all(p in frozen for p in own) if own else any(place.get(tensor) in blocks for tensor in tensors):
+                yield module
+
+    def _heads(self) -> set[Tensor]:
+        return {p for group in self.optimizer.param_groups if group.get("role") == "new" for p in group["params"]}
 
     def step(self) -> None:
         """Once after each optimizer step."""
