@@ -38,7 +38,9 @@ def named_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
 
 def inner_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, str, nn.Module]]:
     """(name, the same with the wrappers inside and around it, child without wrappers) of each child, wrapped or not."""
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children leaves out the second place of a layer
+        if child is None:
+            continue
         if _is_wrapped(module, name):
             yield from inner_children(child, f"{prefix}{name}.")
         else:

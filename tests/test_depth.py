@@ -226,6 +226,12 @@ class Plain(nn.Module):
         self.conv1, self.bn1, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
 
 
+def twice() -> nn.Module:
+    """One layer at two places of one module."""
+    layer = nn.Linear(4, 4)
+    return named(first=layer, act=nn.ReLU(), again=layer, fc=nn.Linear(4, 2))
+
+
 def numbered(prefix: str, count: int) -> list[str]:
     return [f"{prefix}.{i}" for i in range(count)]
 
@@ -342,6 +348,7 @@ NETWORKS: dict[str, tuple[Make, list[str]]] = {
     "experts within": (lambda: mixture(3, inside="mlp"), ["stem", *numbered("layers", 3), "head"]),
     "experts": (lambda: mixture(6), ["stem", *numbered("layers", 6), "head"]),
     "without a row": (Plain, ["stem", "conv1", "bn1", "head"]),
+    "one layer twice": (twice, ["first", "head"]),
     "one layer": (lambda: nn.Linear(2, 2), ["stem"]),
     "nothing": (nn.Module, []),
 }

@@ -928,6 +928,16 @@ def test_normalisations_without_weights_are_reset_with_their_block(case: str) ->
     assert not kept & found
 
 
+def test_normalisations_without_weights_are_of_the_block_that_runs_before_them_where_an_example_is_given() -> None:
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+    model = named(last=nn.BatchNorm1d(4, affine=False), layers=layers, head=nn.Linear(4, 2))
+    model.forward = lambda x: model.head(model.last(layers[1](layers[0](x))))  # type: ignore[method-assign]
+    example = torch.ones(2, 4)
+    plan = plan_of(disturbed(model), example=example, new_blocks=2)
+    expected = {name for name in model.state_dict() if name.startswith(("layers.1.", "last."))}
+    assert applied(model, plan, example=example) == expected
+
+
 # Hugging Face's marks and heads
 
 
@@ -1388,6 +1398,18 @@ def test_what_the_plan_does_not_freeze_is_left_as_it_is() -> None:
         assert not model.layers[3][1].training
         assert model.layers[3][0].training
         assert not any(p.requires_grad for p in model.layers[3][0].parameters())
+
+
+def test_what_another_optimizer_trains_stays_awake() -> None:
+    model = Normed()
+    groups = gradual({**dict.fromkeys(UNTIL, 2), "head": 0}).apply(model, verbose=False)
+    unfreezing = Unfreezing(torch.optim.SGD([group for group in groups if group["frozen_until"]], lr=0.1), model)
+    found = []
+    for _ in range(3):
+        found.append((model.training, model.head.training, *modes(model)))
+        unfreezing.step()
+    asleep, awake = (True, True, *[False] * 4), (True,) * 6
+    assert found == [asleep, asleep, awake]
 
 
 @EVERY_OPTIMIZER

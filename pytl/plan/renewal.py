@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,13 @@ Fresh = Callable[[], nn.Module]
 
 @torch.no_grad()
 def renew(
-    model: nn.Module, blocks: Sequence[Block], *, head: Head | None = None, seed: int = 0, fresh: Fresh | None = None
+    model: nn.Module,
+    blocks: Sequence[Block],
+    *,
+    head: Head | None = None,
+    example: Any = None,
+    seed: int = 0,
+    fresh: Fresh | None = None,
 ) -> None:
     """Re-initialises these blocks' parameters and the statistics of their normalisations, in place.
 
@@ -31,7 +38,7 @@ def renew(
     Args:
         model: any module; wrappers do not count.
         blocks: some of `pytl.depth.depth_blocks`.
-        head: as those were found with.
+        head, example: as those were found with.
         seed: of the new weights; other random numbers are left as they are.
         fresh: makes a network of the same architecture with new weights: for those that draw them in ``__init__``, as
             torchvision's do.
@@ -43,7 +50,7 @@ def renew(
     if not blocks:
         return
     network, chosen = unwrapped(model), {block.name for block in blocks}
-    names, place = {name for block in blocks for name in block.parameters}, placed(network, head)
+    names, place = {name for block in blocks for name in block.parameters}, placed(network, head, example)
     _refuse_tied(network, names, place, chosen)
     modules = {
         name: module

@@ -179,7 +179,7 @@ class TransferPlan:
             if not plans[block.name].frozen_for_good and not any(named[n].requires_grad for n in block.parameters):
                 raise ValueError(f"{block.name} is to be trained; all its parameters have requires_grad=False")
         new = [b for b in blocks if not plans[b.name].transferred and (b.name != HEAD or renew_head)]
-        renew(model, new, head=head, seed=seed, fresh=fresh)
+        renew(model, new, head=head, example=example, seed=seed, fresh=fresh)
         for block in blocks:
             for name in block.parameters if plans[block.name].frozen_for_good else ():
                 named[name].requires_grad_(False)

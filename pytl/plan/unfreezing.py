@@ -66,20 +66,24 @@ class Unfreezing:
                 p.requires_grad_(p not in frozen)
         for module in self._asleep:
             module.train(self.model.training)
-        self._asleep = [*self._wholly_frozen(known, frozen)]
+        self._asleep = [*self._wholly_frozen(frozen, {*known})]
         for module in self._asleep:
             module.eval()
 
-    def _wholly_frozen(self, known: dict[Tensor, int | str], frozen: set[Tensor]) -> Iterator[nn.Module]:
-        """Modules whose parameters, as far as the optimizer has them, are frozen; of others those in frozen blocks."""
+    def _wholly_frozen(self, frozen: set[Tensor], known: set[Tensor]) -> Iterator[nn.Module]:
+        """Modules that hold frozen parameters and none that is trained; of those without any, all in frozen blocks."""
         network, heads = unwrapped(self.model), self._heads()
         named, place = dict(network.named_parameters()), placed(network)
-        trained = {place[name] for name, p in named.items() if p in known and p not in frozen | heads}
+
+        def counts(p: Tensor) -> bool:
+            return p in known or p.requires_grad  # else it was frozen by somebody else
+
+        trained = {place[name] for name, p in named.items() if counts(p) and p not in frozen | heads}
         blocks = {place[name] for name, p in named.items() if p in frozen} - trained
         for name, module in network.named_modules():
-            own = [p for p in module.parameters() if p in known]
-            tensors = [f"{name}.{inner}" for inner in module.state_dict()] if not own else []
-            if all(p in frozen for p in own) if own else any(place.get(tensor) in blocks for tensor in tensors):
+            own = [p for p in module.parameters() if counts(p)]
+            tensors = [] if own else [f"{name}.{inner}" for inner in module.state_dict()]
+            if name and (all(p in frozen for p in own) if own else any(place.get(t) in blocks for t in tensors)):
                 yield module
 
     def _heads(self) -> set[Tensor]:
