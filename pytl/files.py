@@ -1,5 +1,6 @@
 """Files that a kill, a crash or a full disk leaves whole."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it no other process has `path` locked; waits for the one that has."""
+    with open(path.with_name(f".{path.name}.lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

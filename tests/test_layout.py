@@ -32,6 +32,7 @@ PYTHON_LAYERS = [
         "pytl.files",
         "pytl.progress",
         "pytl.seeding",
+        "pytl.threads",
     },
     {"pytl.pages"},
     {"pytl.extras", "pytl.pictures"},

@@ -87,7 +87,7 @@ def advise(
 
     Cost: 1 + ``references`` passes, and for each block about ``2 n d^2`` operations and the eigenvalues of a d x d
     matrix, ``1 + references`` times; draws are made of 256 directions at most. Memory: n times all widths, float32, as
-    often, and one copy of the network.
+    often, and two copies of the network.
 
     Args:
         model: the source network, with a new head for the target's classes.

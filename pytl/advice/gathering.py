@@ -137,7 +137,8 @@ def _new(asked: Question) -> Iterable[nn.Module]:
             continue
         network = copy.deepcopy(unwrapped(asked.model))
         remove_hooks(network, left_over=True)
-        renew(network, [b for b in depth_blocks(network, asked.head) if b.name != HEAD], seed=seed)
+        body = [block for block in depth_blocks(network, asked.head) if block.name != HEAD]
+        renew(network, body, head=asked.head, seed=seed)
         yield network
 
 
@@ -167,12 +168,12 @@ def _with_interval(score: Score, narrow: Score) -> Score:
 
 def _narrow(rows: Tensor) -> Tensor:
     """Features in their 256 strongest directions: what draws are made of, so that each costs little."""
-    if rows.shape[1] <= _MOST_DIRECTIONS or len(rows) < _MOST_DIRECTIONS:
+    n, d = rows.shape
+    if min(n, d) <= _MOST_DIRECTIONS:
         return rows
-    _, vectors = torch.linalg.eigh(gram(rows))
-    return (
-        rows.double() @ (vectors if len(vectors) == rows.shape[1] else rows.double().T @ vectors)[:, -_MOST_DIRECTIONS:]
-    )
+    squares, vectors = torch.linalg.eigh(gram(rows))
+    strongest = vectors[:, -_MOST_DIRECTIONS:]
+    return rows.double() @ strongest if d <= n else strongest * squares[-_MOST_DIRECTIONS:].clamp(min=0).sqrt()
 
 
 def _error_of_gain(rows: Tensor, others: Sequence[Tensor], labels: Tensor, asked: Question) -> float:

@@ -11,7 +11,8 @@ from pytl.advice import Advice, advise
 from pytl.commands import subject
 from pytl.data import Task, batches, image_folder
 from pytl.study import networks
-from pytl.study.subject import Subject, folder_name, threads
+from pytl.study.subject import Subject, folder_name
+from pytl.threads import threads
 
 _BATCH = 64
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from pytl.batch import Batch
 from pytl.data import batches
-from pytl.depth import HEAD, depth_blocks
+from pytl.depth import depth_blocks
 from pytl.search.space import Candidate, Space
 from pytl.training.fine_tuning import finetune
 from pytl.training.settings import AMP_DTYPES, Settings
@@ -106,9 +106,6 @@ class Problem:
         loader = batches(split.validation, _EVAL_BATCH, shuffle=False, workers=self.workers)
         return _accuracy(result.model, loader, torch.device(self.device), AMP_DTYPES.get(self.amp or ""))
 
-    def body(self, names: Sequence[str]) -> int:
-        return sum(name != HEAD for name in names)
-
 
 def _size(data: Dataset[Any]) -> int:
     return len(data)  # type: ignore[arg-type]
@@ -123,8 +120,3 @@ def _accuracy(model: nn.Module, loader: Iterable[Any], device: torch.device, dty
             logits = batch.logits(model)
         right, samples = right + int((logits.argmax(-1) == batch.labels).sum()), samples + batch.samples
     return right / samples
-
-
-def use_threads(count: int | None) -> None:
-    if count is not None:
-        torch.set_num_threads(count)

@@ -8,22 +8,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from pytl.advice import Advice
+from pytl.depth import HEAD
 from pytl.files import replacing, writable_folder
 from pytl.plan import Rules, TransferPlan
 from pytl.progress import bar
 from pytl.search import report
-from pytl.search.problem import Problem, use_threads
-from pytl.search.space import Candidate, Value
+from pytl.search.problem import Problem
+from pytl.search.space import Candidate, Space, Value
 from pytl.search.trials import Trial, Trials, check_sound, owned
+from pytl.threads import threads
 
 _FILE = "search.db"
+_SEEDS_APART = 1000  # of two workers' samplers
 _WEIGHT_DECAY = _SP_DECAY = 0.03  # of plain and L2-SP, which every search tries
 
 
@@ -88,6 +91,7 @@ def search(
     Raises:
         FileExistsError: ``out`` holds a search and ``resume`` is False.
         StorageError: the file is in use or damaged, or holds another search; it is left as it is.
+        ChildProcessError: a worker did not end well; what went wrong is on its standard error.
         ImportError: Optuna is missing.
     """
     if trials < 1:
@@ -95,88 +99,93 @@ def search(
     if workers < 1:
         raise ValueError(f"workers must be >= 1; got {workers}")
     folder = writable_folder(out)
-    path = folder / _FILE
-    names = problem.blocks()
+    path, names = folder / _FILE, problem.blocks()
     if storage is not None:
-        return _run(problem, names, folder, storage, advice, trials, workers, seed, progress, exclusive=False)
+        job = _Job(problem, tuple(names), storage, trials, seed, exclusive=False)
+        return _run(job, folder, advice, workers, progress)
     if path.exists() and not resume:
         raise FileExistsError(f"{path} holds a search: go on with it by resume, or choose another out")
     with owned(path):
         check_sound(path)
-        url = f"sqlite:///{path.resolve()}"
-        return _run(problem, names, folder, url, advice, trials, workers, seed, progress, exclusive=True)
+        job = _Job(problem, tuple(names), f"sqlite:///{path.resolve()}", trials, seed, exclusive=True)
+        return _run(job, folder, advice, workers, progress)
 
 
-def _run(
-    problem: Problem,
-    names: Sequence[str],
-    folder: Path,
-    url: str,
-    advice: Advice | Rules | None,
-    count: int,
-    workers: int,
-    seed: int,
-    progress: bool,
-    *,
-    exclusive: bool,
-) -> SearchResult:
-    digest = problem.digest(names)
-    kept = Trials(url, problem.name, digest, seed=seed, exclusive=exclusive, parallel=workers > 1 or not exclusive)
-    kept.begin(_first(problem, names, advice))
-    with bar(f"search {problem.name}", count, min(kept.finished, count), progress) as advance:
+@dataclass(frozen=True)
+class _Job:
+    """What a process needs to know to work at a search."""
+
+    problem: Problem
+    names: tuple[str, ...]
+    """Of the network's blocks."""
+    url: str
+    count: int
+    seed: int
+    exclusive: bool
+
+    @property
+    def space(self) -> Space:
+        return self.problem.space.within(len(self.names))
+
+    @property
+    def body(self) -> int:
+        return sum(name != HEAD for name in self.names)
+
+    def trials(self, parallel: bool) -> Trials:
+        problem, digest = self.problem, self.problem.digest(self.names)
+        return Trials(self.url, problem.name, digest, seed=self.seed, exclusive=self.exclusive, parallel=parallel)
+
+    def candidate(self, values: Mapping[str, Value]) -> Candidate:
+        return self.space.candidate(values, self.body, self.problem.lr)
+
+
+def _run(job: _Job, folder: Path, advice: Advice | Rules | None, workers: int, progress: bool) -> SearchResult:
+    kept = job.trials(parallel=workers > 1 or not job.exclusive)
+    kept.begin(_first(job, advice))
+    with bar(f"search {job.problem.name}", job.count, min(kept.finished, job.count), progress) as advance:
         if workers == 1:
-            _work(problem, names, kept, count, advance)
+            _work(job, kept, advance)
         else:
-            _share(problem, names, kept, (url, digest, count, seed), workers, advance)
-    result = _result(problem, names, kept)
+            _share(job, kept, workers, advance)
+    result = _result(job, kept)
     result.plan.save(folder / "plan.yaml")
     with replacing(folder / "search.json") as file:
-        file.write(json.dumps({"problem": problem.name, **result.to_dict()}, indent=2).encode())
-    report.write(problem, result, folder)
+        file.write(json.dumps({"problem": job.problem.name, **result.to_dict()}, indent=2).encode())
+    report.write(job.problem, result, folder)
     return result
 
 
-def _first(problem: Problem, names: Sequence[str], advice: Advice | Rules | None) -> list[Mapping[str, Value]]:
+def _first(job: _Job, advice: Advice | Rules | None) -> list[Mapping[str, Value]]:
     """What is tried first: the advice, plain fine-tuning, L2-SP."""
-    space, body = problem.space.within(len(names)), problem.body(names)
     advised = advice.recommendation.rules if isinstance(advice, Advice) else advice
     plain, l2sp = Rules(boundary=0, weight_decay=_WEIGHT_DECAY), Rules(sp_decay=_SP_DECAY, weight_decay=_WEIGHT_DECAY)
-    return [space.nearest(rules, body, problem.lr) for rules in (advised, plain, l2sp) if rules is not None]
+    first = [rules for rules in (advised, plain, l2sp) if rules is not None]
+    return [job.space.nearest(rules, job.body, job.problem.lr) for rules in first]
 
 
-def _work(problem: Problem, names: Sequence[str], kept: Trials, count: int, advance: Callable[[], None]) -> None:
+def _work(job: _Job, kept: Trials, advance: Callable[[], None]) -> None:
     """Trials, one after another, until so many are begun."""
-    space, body = problem.space.within(len(names)), problem.body(names)
-    use_threads(problem.threads)
+    problem = job.problem
 
     def judge(trial: Trial) -> None:
-        candidate = space.candidate(trial.values, body, problem.lr)
+        candidate = job.candidate(trial.values)
         trial.stands_for(json.dumps(asdict(candidate)))
         for split in problem.splits[len(trial.accuracies) :]:
             trial.add(problem.accuracy(candidate, split), last=split is problem.splits[-1])
             if trial.pruned:
                 break
 
-    while kept.begun < count:
-        kept.run(space, judge)
-        advance()
+    with threads(problem.threads):
+        while kept.begun < job.count:
+            kept.run(job.space, judge)
+            advance()
 
 
-def _share(
-    problem: Problem,
-    names: Sequence[str],
-    kept: Trials,
-    work: tuple[str, str, int, int],
-    workers: int,
-    advance: Callable[[], None],
-) -> None:
+def _share(job: _Job, kept: Trials, workers: int, advance: Callable[[], None]) -> None:
     """Several processes work at one storage; none outlives this one."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, and hang
-    url, digest, count, seed = work
-    processes = [
-        context.Process(target=_worker, args=(problem, names, url, digest, count, seed + 1000 * index))
-        for index in range(workers)
-    ]
+    jobs = [replace(job, seed=job.seed + _SEEDS_APART * index) for index in range(workers)]
+    processes = [context.Process(target=_worker, args=(one,)) for one in jobs]
     try:
         for process in processes:
             process.start()
@@ -186,7 +195,7 @@ def _share(
             process.terminate()
             process.join()
     if failed := [process.exitcode for process in processes if process.exitcode]:
-        raise RuntimeError(f"workers must end well; {len(failed)} of {workers} did not (exit status {failed[0]})")
+        raise ChildProcessError(f"workers must end well; {len(failed)} of {workers} did not (exit status {failed[0]})")
 
 
 def _watch(processes: Sequence[BaseProcess], kept: Trials, advance: Callable[[], None]) -> None:
@@ -200,11 +209,10 @@ def _watch(processes: Sequence[BaseProcess], kept: Trials, advance: Callable[[],
         told = finished
 
 
-def _worker(problem: Problem, names: Sequence[str], url: str, digest: str, count: int, seed: int) -> None:
+def _worker(job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    kept = Trials(url, problem.name, digest, seed=seed, exclusive=True, parallel=True)
-    _work(problem, names, kept, count, lambda: None)
+    _work(job, job.trials(parallel=True), lambda: None)
 
 
 def _end_with_parent() -> None:
@@ -215,10 +223,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _result(problem: Problem, names: Sequence[str], kept: Trials) -> SearchResult:
+def _result(job: _Job, kept: Trials) -> SearchResult:
     done = kept.done()
-    whole = [trial for trial in done if trial["value"] is not None and trial["state"] == "complete"]
-    best = max(whole, key=lambda trial: trial["value"])  # of several alike the first
-    space = problem.space.within(len(names))
-    candidate = space.candidate(best["values"], problem.body(names), problem.lr)
-    return SearchResult(candidate.plan(names), candidate, float(best["value"]), done, kept.importances())
+    best = max((trial for trial in done if trial["state"] == "complete"), key=lambda trial: trial["value"])
+    candidate = job.candidate(best["values"])
+    return SearchResult(candidate.plan(job.names), candidate, float(best["value"]), done, kept.importances())

@@ -11,7 +11,8 @@ from pytl import files
 from pytl.data import Task, batches
 from pytl.plan import TransferPlan
 from pytl.study.evidence import Outcome
-from pytl.study.subject import Subject, folder_name, threads
+from pytl.study.subject import Subject, folder_name
+from pytl.threads import threads
 from pytl.training import checkpoint
 from pytl.training.fine_tuning import finetune
 from pytl.training.methods import GIVEN, Method, parse_all

@@ -56,17 +56,18 @@ def source_digits(task: Task, seed: int, cache: Path) -> DigitsNet:
     if task.source is None:
         raise ValueError(f"task must have a source; got {task.name!r} without one")
     path = files.writable_folder(cache) / f"{task.source_name}-{seed}.pt"
-    torch.manual_seed(seed)
-    network = DigitsNet(10)
-    if path.exists():
-        network.load_state_dict(checkpoint.load(path))
+    with files.locked(path):  # several processes may want it
+        torch.manual_seed(seed)
+        network = DigitsNet(10)
+        if path.exists():
+            network.load_state_dict(checkpoint.load(path))
+            return network
+        loader = batches(task.source, _SOURCE_BATCH, shuffle=True)
+        epochs = math.ceil(_SOURCE_STEPS / len(loader))
+        alone = Method("source")  # the task's gradient and nothing else
+        finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False)
+        checkpoint.save(path, network.state_dict())
         return network
-    loader = batches(task.source, _SOURCE_BATCH, shuffle=True)
-    epochs = math.ceil(_SOURCE_STEPS / len(loader))
-    alone = Method("source")  # the task's gradient and nothing else
-    finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False)
-    checkpoint.save(path, network.state_dict())
-    return network
 
 
 def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +109,3 @@ class Subject:
 def folder_name(task: str) -> str:
     """What a task's folder is called."""
     return Path(task).name.replace(":", "-")
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within it torch has so many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
