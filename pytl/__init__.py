@@ -1,6 +1,6 @@
 """Fine-tuning that keeps what the network knows, without letting that knowledge hurt."""
 
-from pytl import analysis, features, integrations, noise, ops, regularizers
+from pytl import advice, analysis, depth, features, integrations, noise, ops, plan, regularizers, trials
 from pytl.advice import Advice, advise
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
@@ -23,6 +23,7 @@ from pytl.regularizers import (
 )
 from pytl.rifle import RIFLE
 from pytl.training import Result, finetune
+from pytl.trials import search
 
 __version__ = "0.1.0"
 
@@ -53,9 +54,11 @@ __all__ = [
     "Sum",
     "TransferPlan",
     "Unfreezing",
+    "advice",
     "advise",
     "analysis",
     "channel_weights",
+    "depth",
     "disentangle",
     "doctor",
     "features",
@@ -65,5 +68,8 @@ __all__ = [
     "noise",
     "ops",
     "param_groups",
+    "plan",
     "regularizers",
+    "search",
+    "trials",
 ]

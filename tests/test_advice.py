@@ -106,8 +106,8 @@ def test_gain_is_logme_over_that_of_new_weights() -> None:
 
 
 def test_error_of_the_gain_falls_with_the_samples() -> None:
-    few, many = (advised(Network(), loader(n), bootstrap=40).evidence.layers[-1].gain.error for n in (60, 960))
-    assert 2 < few / many < 8
+    few, many = (advised(Network(), loader(n), bootstrap=25).evidence.layers[-1].gain.error for n in (60, 600))
+    assert 1.5 < few / many < 7
 
 
 @pytest.mark.parametrize(("value", "error", "clear", "harmful"), [(0.2, 0.1, True, False), (0.1, 0.2, False, False)])
@@ -309,23 +309,18 @@ def test_a_network_that_nothing_initialises_needs_fresh() -> None:
 
 def test_recommendations_on_the_digits(tmp_path: Path) -> None:
     """Least is transferred from digits 0-4 to 5-9, all of it to noisy digits; an unsuitable source is told."""
-    kept: dict[str, list[int]] = {}
-    for seed in (0, 1):
-        for name in ("classes", "mirrored", "noisy", "inverted", "unsuitable"):
-            task = digits.load(name, seed)
-            found = advised(
-                pretrained_digits(task, seed, tmp_path),
-                batches(task.train, 64, shuffle=False),
-                source_model=source_digits(task, seed, tmp_path),
-                bootstrap=20,
-            )
-            kept.setdefault(name, []).append(found.plan.transferred)
-            if name == "unsuitable":
-                assert "unsuitable" in found.recommendation.verdict
-    mean = {name: fmean(of) for name, of in kept.items()}
-    assert mean["classes"] < min(mean["noisy"], mean["inverted"])
-    assert mean["classes"] + mean["mirrored"] < mean["noisy"] + mean["inverted"]
-    assert mean["unsuitable"] == 3
+    found = {}
+    for name in digits.TASKS:
+        task = digits.load(name, 0)
+        network, source = pretrained_digits(task, 0, tmp_path), source_digits(task, 0, tmp_path)
+        data = batches(task.train, 64, shuffle=False)
+        found[name] = advised(network, data, source_model=source, bootstrap=20)
+    kept = {name: advice.plan.transferred for name, advice in found.items()}
+    assert kept["classes"] < min(kept["noisy"], kept["inverted"], kept["mirrored"])
+    assert kept["classes"] + kept["mirrored"] < kept["noisy"] + kept["inverted"]
+    assert kept["noisy"] == 6
+    assert kept["unsuitable"] == 3
+    assert "unsuitable" in found["unsuitable"].recommendation.verdict
 
 
 def test_three_commands_lead_from_data_to_a_comparison(

@@ -16,7 +16,7 @@ PYTHON_LAYERS = [
     {"pytl.cli"},
     {"pytl.commands"},
     {"pytl.study", "pytl.benchmark"},
-    {"pytl.search"},
+    {"pytl.trials"},
     {"pytl.advice"},
     {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
     {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.regularizers", "pytl.rifle"},

@@ -928,6 +928,22 @@ def test_normalisations_without_weights_are_reset_with_their_block(case: str) ->
     assert not kept & found
 
 
+def with_normalised_head(affine: bool) -> nn.Module:
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+    return disturbed(named(layers=layers, top=nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=affine))))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_head_s_statistics_are_reset_with_the_head_and_stay_with_it(affine: bool) -> None:
+    model = with_normalised_head(affine)
+    body = {name for name in model.state_dict() if name.startswith("layers.1.")}
+    head = {name for name in model.state_dict() if name.startswith("top.")}
+    for new, renew_head, expected in ((1, True, head), (2, False, body), (2, True, body | head)):
+        model = with_normalised_head(affine)
+        plan = plan_of(model, head="top", new_blocks=new)
+        assert applied(model, plan, head="top", renew_head=renew_head) == expected
+
+
 def test_normalisations_without_weights_are_of_the_block_that_runs_before_them_where_an_example_is_given() -> None:
     layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
     model = named(last=nn.BatchNorm1d(4, affine=False), layers=layers, head=nn.Linear(4, 2))

@@ -37,7 +37,7 @@ def add(commands: subject.Commands) -> None:
         "--seed", type=int, default=0, metavar="N", help="which deal of the digits (default: %(default)s)"
     )
     what.add_argument("--bootstrap", type=int, default=30, metavar="N", help="draws for errors (default: %(default)s)")
-    subject.add_place(parser)
+    subject.add_place(parser, "runs/advise-DATA")
     subject.set_defaults(parser, Subject)
     parser.set_defaults(run=run)
 

@@ -43,7 +43,7 @@ def add(commands: subject.Commands) -> None:
     what.add_argument("--plan", type=Path, metavar="PATH", help=plans)
     what.add_argument("--seeds", type=int, metavar="N", help="runs of each method (default: %(default)s)")
     _add_training(parser.add_argument_group("training"))
-    where = subject.add_place(parser)
+    where = subject.add_place(parser, "runs/DATA")
     where.add_argument("--resume", action="store_true", help="go on with what is in --out, or begin")
     where.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="also save within epochs")
     subject.set_defaults(parser, Study)

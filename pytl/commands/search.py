@@ -13,10 +13,10 @@ from torch import nn
 from pytl.commands import subject
 from pytl.data import Task, image_folder
 from pytl.plan import Rules
-from pytl.search import Problem, Split, search
 from pytl.study.subject import Subject, folder_name
 from pytl.training.methods import OPTIMIZERS
 from pytl.training.settings import AMP_DTYPES
+from pytl.trials import Problem, Split, search
 
 _FIRST_SEED = 1000  # other networks and deals than those of reported comparisons, which begin at 0
 _VALIDATION = 0.25  # of a folder's training images
@@ -44,7 +44,7 @@ def add(commands: subject.Commands) -> None:
     what.add_argument("--trials", type=int, default=30, metavar="N", help="in all (default: %(default)s)")
     what.add_argument("--splits", type=int, default=4, metavar="N", help="runs of a trial (default: %(default)s)")
     _add_training(parser.add_argument_group("training"))
-    where = subject.add_place(parser)
+    where = subject.add_place(parser, "runs/search-DATA")
     where.add_argument("--parallel", type=int, default=1, metavar="N", help="trials at a time (default: %(default)s)")
     where.add_argument(
         "--storage", metavar="URL", help="a database that several machines share (default: a file in --out)"

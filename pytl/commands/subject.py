@@ -38,11 +38,11 @@ def add_rate(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_place(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_place(parser: argparse.ArgumentParser, out: str) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("where")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     group.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: %(default)s)")
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/COMMAND-DATA)")
+    group.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the results (default: {out})")
     return group
 
 

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from pytl.batch import Batch
 from pytl.data import batches
 from pytl.depth import depth_blocks
-from pytl.search.space import Candidate, Space
 from pytl.training.fine_tuning import finetune
 from pytl.training.settings import AMP_DTYPES, Settings
+from pytl.trials.space import Candidate, Space
 
 _EVAL_BATCH = 256
 

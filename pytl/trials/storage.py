@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pytl.extras import require
-from pytl.search.space import Space, Value
+from pytl.trials.space import Space, Value
 
 _SPLIT, _CANDIDATE, _DIGEST = "accuracies", "candidate", "problem"
 _PATIENCE = 60  # seconds that a process waits for another one's write
@@ -67,7 +67,7 @@ class Trials:
     """The trials of one search in an Optuna storage.
 
     Args:
-        storage: a database's URL, as Optuna has them; several machines may share it.
+        storage: a database's URL, or any of Optuna's storages; several machines may share it.
         name: of the problem; a database may hold several.
         digest: of the problem, so that another one's trials are refused.
         seed: of the sampler.
@@ -75,20 +75,26 @@ class Trials:
         parallel: others are at work meanwhile.
     """
 
-    def __init__(self, storage: str, name: str, digest: str, *, seed: int, exclusive: bool, parallel: bool) -> None:
+    def __init__(self, storage: Any, name: str, digest: str, *, seed: int, exclusive: bool, parallel: bool) -> None:
         self._optuna = require("optuna", "search")
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self._name, self._exclusive = f"pytl {name}", exclusive
         self._study = self._open(storage, seed, parallel)
         self._refuse_other(digest, storage)
 
-    def _open(self, storage: str, seed: int, parallel: bool) -> Any:
+    def _open(self, storage: Any, seed: int, parallel: bool) -> Any:
         optuna = self._optuna
+        if not isinstance(storage, str):
+            return self._study_in(storage, seed, parallel)
         patience = {"connect_args": {"timeout": _PATIENCE}} if storage.startswith("sqlite") else None
         beats = {} if self._exclusive else {"heartbeat_interval": _HEARTBEAT, "grace_period": 3 * _HEARTBEAT}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             kept = optuna.storages.RDBStorage(storage, engine_kwargs=patience, **beats)
+        return self._study_in(kept, seed, parallel)
+
+    def _study_in(self, kept: Any, seed: int, parallel: bool) -> Any:
+        optuna = self._optuna
         study = optuna.create_study(study_name=self._name, storage=kept, direction="maximize", load_if_exists=True)
         done = len(study.trials)  # a resumed sampler must not draw again what it drew before
         sampler = optuna.samplers.TPESampler(
@@ -97,7 +103,7 @@ class Trials:
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
         return optuna.load_study(study_name=self._name, storage=kept, sampler=sampler, pruner=pruner)
 
-    def _refuse_other(self, digest: str, storage: str) -> None:
+    def _refuse_other(self, digest: str, storage: Any) -> None:
         kept = self._study.user_attrs.get(_DIGEST)
         if kept is None:
             self._study.set_user_attr(_DIGEST, digest)

@@ -1,8 +1,8 @@
 """Search for a transfer plan: Optuna over how much is transferred, rates, pulls and directions."""
 
-from pytl.search.problem import Problem, Split
-from pytl.search.search import SearchResult, search
-from pytl.search.space import Candidate, Space
-from pytl.search.trials import StorageError
+from pytl.trials.problem import Problem, Split
+from pytl.trials.search import SearchResult, search
+from pytl.trials.space import Candidate, Space
+from pytl.trials.storage import StorageError
 
 __all__ = ["Candidate", "Problem", "SearchResult", "Space", "Split", "StorageError", "search"]

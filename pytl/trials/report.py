@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from pytl import pages
 from pytl.files import replacing
-from pytl.search import figure
-from pytl.search.problem import Problem
+from pytl.trials import figure
+from pytl.trials.problem import Problem
 
 if TYPE_CHECKING:
-    from pytl.search.search import SearchResult
+    from pytl.trials.search import SearchResult
 
 _SHOWN = 10  # trials in the table
 
@@ -22,7 +22,7 @@ def write(problem: Problem, result: SearchResult, folder: Path) -> Path:
     whole = [trial for trial in result.trials if trial["state"] == "complete"]
     ranked = sorted(whole, key=lambda trial: -trial["value"])
     page = pages.render(
-        "pytl.search",
+        "pytl.trials",
         "search.html",
         drawn,
         problem=problem,

@@ -19,11 +19,11 @@ from pytl.depth import HEAD
 from pytl.files import replacing, writable_folder
 from pytl.plan import Rules, TransferPlan
 from pytl.progress import bar
-from pytl.search import report
-from pytl.search.problem import Problem
-from pytl.search.space import Candidate, Space, Value
-from pytl.search.trials import Trial, Trials, check_sound, owned
 from pytl.threads import threads
+from pytl.trials import report
+from pytl.trials.problem import Problem
+from pytl.trials.space import Candidate, Space, Value
+from pytl.trials.storage import Trial, Trials, check_sound, owned
 
 _FILE = "search.db"
 _SEEDS_APART = 1000  # of two workers' samplers
@@ -66,7 +66,7 @@ def search(
     trials: int = 30,
     advice: Advice | Rules | None = None,
     workers: int = 1,
-    storage: str | None = None,
+    storage: Any = None,
     resume: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -83,7 +83,8 @@ def search(
         trials: how many in all, those of earlier sessions included.
         advice: where to begin.
         workers: processes on this machine, which may begin a trial or two too many; on one GPU they share it.
-        storage: a database's URL for searches on several machines, each with the same problem; None: SQLite in ``out``.
+        storage: a database's URL, or for one worker any of Optuna's storages, for searches on several machines, each
+            with the same problem; None: SQLite in ``out``.
         resume: go on with what is in ``out``.
         seed: of the sampler.
         progress: a bar on a terminal.
@@ -100,6 +101,8 @@ def search(
         raise ValueError(f"workers must be >= 1; got {workers}")
     folder = writable_folder(out)
     path, names = folder / _FILE, problem.blocks()
+    if workers > 1 and not isinstance(storage, str | None):
+        raise ValueError(f"storage must be a database's URL for several workers; got a {type(storage).__name__}")
     if storage is not None:
         job = _Job(problem, tuple(names), storage, trials, seed, exclusive=False)
         return _run(job, folder, advice, workers, progress)
@@ -118,7 +121,7 @@ class _Job:
     problem: Problem
     names: tuple[str, ...]
     """Of the network's blocks."""
-    url: str
+    url: Any
     count: int
     seed: int
     exclusive: bool
