@@ -302,7 +302,7 @@ def test_a_network_that_nothing_initialises_needs_fresh() -> None:
         network.blocks[1] = nn.Sequential(Scaled(), nn.Linear(WIDTH, WIDTH))
         return network
 
-    with pytest.raises(ValueError, match=r"blocks\.1\.0 \(Scaled\) have no reset_parameters: give fresh="):
+    with pytest.raises(ValueError, match=r"nothing does blocks\.1\.0\.scale: give fresh="):
         advised(make())
     assert advised(make(), fresh=make).evidence.layers[0].gain.value == pytest.approx(0)
 
@@ -314,7 +314,7 @@ def test_recommendations_on_the_digits(tmp_path: Path) -> None:
         task = digits.load(name, 0)
         network, source = pretrained_digits(task, 0, tmp_path), source_digits(task, 0, tmp_path)
         data = batches(task.train, 64, shuffle=False)
-        found[name] = advised(network, data, source_model=source, bootstrap=20)
+        found[name] = advised(network, data, source_model=source)
     kept = {name: advice.plan.transferred for name, advice in found.items()}
     assert kept["classes"] < min(kept["noisy"], kept["inverted"], kept["mirrored"])
     assert kept["classes"] + kept["mirrored"] < kept["noisy"] + kept["inverted"]
@@ -327,6 +327,7 @@ def test_three_commands_lead_from_data_to_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pytl.study.networks._SOURCE_STEPS", 60)
     on = ["--data", "digits:classes"]
     assert main(["advise", *on, "--bootstrap", "5", "--out", "runs/advice"]) == 0
     small = ["--trials", "3", "--splits", "1", "--epochs", "2"]

@@ -82,10 +82,17 @@ def _dimensions(trials: Sequence[Trial]) -> Any:
         choices = sorted({trial["values"][name] for trial in whole}, key=lambda v: (isinstance(v, str), v))
         places = [choices.index(trial["values"][name]) for trial in whole]
         axes.plot(places, [_percent(trial) for trial in whole], "o", color=_BLUE, alpha=0.5)
-        axes.set_xticks(range(len(choices)), [f"{c:g}" if not isinstance(c, str) else c for c in choices], fontsize=9)
+        axes.set_xticks(range(len(choices)), [_short(choice) for choice in choices], fontsize=9)
         axes.set_xlim(-0.5, len(choices) - 0.5)
         axes.set_title(name)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.supylabel("validation accuracy, %", fontsize=11, color=INK)
     return figure
+
+
+def _short(choice: float | str) -> str:
+    """A tick's label: 5e-4 for 0.0005, which would run into the next."""
+    if isinstance(choice, str):
+        return choice
+    return f"{choice:.0e}".replace("e-0", "e-") if 0 < choice < 0.01 else f"{choice:g}"
