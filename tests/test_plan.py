@@ -1428,6 +1428,24 @@ def test_what_another_optimizer_trains_stays_awake() -> None:
     assert found == [asleep, asleep, awake]
 
 
+def test_a_module_that_another_optimizer_trains_in_part_stays_awake() -> None:
+    model = Normed()
+    params = [p for layer in model.layers for p in layer[0].parameters()]
+    Unfreezing(torch.optim.SGD([{"params": params, "frozen_until": 2}], lr=0.1), model)
+    assert [(layer.training, layer[0].training, layer[1].training) for layer in model.layers] == [
+        (True, False, True)
+    ] * 4
+
+
+def test_the_model_itself_is_awake_where_all_of_it_is_frozen() -> None:
+    model = Normed()
+    unfreezing = Unfreezing(planned(model, gradual(dict.fromkeys(UNTIL, 2))), model)
+    assert (model.training, model.head.training, *modes(model)) == (True, *[False] * 5)
+    for _ in range(2):
+        unfreezing.step()
+    assert (model.training, model.head.training, *modes(model)) == (True,) * 6
+
+
 @EVERY_OPTIMIZER
 def test_gradients_from_before_do_not_move_what_is_frozen(name: str) -> None:
     model = Normed()
@@ -1472,6 +1490,24 @@ def test_statistics_of_normalisations_without_weights_stay_in_a_frozen_block() -
 def test_statistics_of_normalisations_without_weights_stay_in_a_frozen_stem() -> None:
     found = moving_statistics({"stem": "end", "layers.0": "end", "layers.1": 0, "head": 0}, 2)
     assert found == [{"layers.1.1", "last"}] * 2
+
+
+def test_statistics_behind_a_frozen_block_stay_where_the_head_is_named() -> None:
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+    model = named(layers=layers, last=nn.BatchNorm1d(4, affine=False), top=nn.Linear(4, 2))
+    plan = plan_of(model, head="top", frozen_blocks=2, frozen_until=1)
+    unfreezing = Unfreezing(OPTIMIZERS["pytl.SGD"](plan.apply(model, head="top", verbose=False)), model)
+    assert (model.last.training, model.top.training) == (False, True)
+    unfreezing.step()
+    assert (model.last.training, model.top.training) == (True, True)
+
+
+def test_statistics_move_in_a_block_that_is_frozen_in_part() -> None:
+    model = Bare()
+    frozen_weight = {"params": [model.layers[0][0].weight], "frozen_until": "end"}
+    others = [p for p in model.parameters() if p is not model.layers[0][0].weight]
+    Unfreezing(torch.optim.SGD([frozen_weight, {"params": others}], lr=0.1), model)
+    assert all(module.training for module in model.modules())
 
 
 def test_statistics_stay_where_some_of_a_frozen_block_was_frozen_before() -> None:

@@ -131,10 +131,12 @@ def check_features(features: Tensor, name: str = "features") -> None:
             f"{name} must be [n, d], n and d >= 1, floating point; got {features.dtype} {[*features.shape]}"
         )
     parts = features.detach().split(_rows(features))
-    if bad := sum(int((~rows.isfinite()).sum()) for rows in parts):
+    largest = torch.stack([rows.abs().amax() for rows in parts]).amax()  # nan where there is one
+    if not largest.isfinite():
+        bad = sum(int((~rows.isfinite()).sum()) for rows in parts)
         raise ValueError(f"{name} must be finite; {bad} of {features.numel()} values are not")
-    if (largest := max(float(rows.abs().max()) for rows in parts)) > _LARGEST:
-        raise ValueError(f"{name} must be <= {_LARGEST:g} in size, or their powers overflow; got {largest:g}")
+    if float(largest) > _LARGEST:
+        raise ValueError(f"{name} must be <= {_LARGEST:g} in size, or their powers overflow; got {float(largest):g}")
 
 
 def check_labels(labels: Tensor, samples: int, name: str = "labels", *, least_classes: int = 2) -> None:
