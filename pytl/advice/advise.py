@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pytl.advice.evidence import Evidence
 from pytl.advice.gathering import Classifier, Question, gather
 from pytl.advice.rules import AdviceRules, Recommendation, default_rules
 from pytl.architecture import Head
-from pytl.files import replacing, writable_folder
+from pytl.files import json_ready, replacing, writable_folder
 from pytl.plan import TransferPlan
 from pytl.plan.renewal import Fresh
 
@@ -54,7 +53,10 @@ class Advice:
     def save(self, folder: str | Path) -> Path:
         """Writes ``plan.yaml``, ``advice.json``, ``advice.txt`` and ``advice.png``; returns the plan's path."""
         folder = writable_folder(folder)
-        for name, text in (("advice.json", json.dumps(_finite(self.to_dict()), indent=2)), ("advice.txt", str(self))):
+        for name, text in (
+            ("advice.json", json.dumps(json_ready(self.to_dict()), indent=2)),
+            ("advice.txt", str(self)),
+        ):
             with replacing(folder / name) as file:
                 file.write(f"{text}\n".encode())
         self.plot(folder / "advice.png")
@@ -98,7 +100,7 @@ def advise(
             near the source is.
         source_data: batches of the source: domain similarity, centroid distance and MMD, for the reader.
         lr: the plan's rate; None: the optimizer's.
-        rules: evidence -> recommendation; see docs/advice.md for the default ones and what they rest on.
+        rules: evidence -> recommendation; see docs/transfer.md for the default ones and what they rest on.
         fresh: as in `pytl.plan.renew`.
         references: networks with new weights, >= 1.
         bootstrap: draws for standard errors, >= 2.
@@ -124,12 +126,3 @@ def advise(
     if lr is not None:
         said = replace(said, rules=replace(said.rules, lr=lr))
     return Advice(TransferPlan.from_rules(model, said.rules, head=head), said, evidence)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no nan or infinity: null stands for them."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""From evidence to a plan: the rules that `pytl.advise` goes by, and what they rest on. docs/advice.md has the figures.
+"""From evidence to a plan: the rules that `pytl.advise` goes by. What they rest on is in docs/transfer.md.
 
 A rule of your own is a function of `Evidence` that returns a `Recommendation`.
 """

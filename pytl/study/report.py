@@ -1,12 +1,10 @@
 """The comparison written down: ``results.json``, PNG pictures, and ``report.html``, one file that needs no network."""
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,7 +35,7 @@ def write(study: Study, outcomes: Sequence[Outcome]) -> Path:
         ],
     }
     with files.replacing(study.out / "results.json") as file:
-        file.write(json.dumps(_json(results), indent=2, default=str).encode())
+        file.write(json.dumps(files.json_ready(results), indent=2, default=str).encode())
     path = study.out / "report.html"
     with files.replacing(path) as file:
         file.write(_page(study, outcomes, found, drawn))
@@ -70,12 +68,3 @@ def _page(study: Study, outcomes: Sequence[Outcome], found: Sequence[Row], drawn
         skipped=sorted({str(path) for outcome in outcomes for path in outcome.task.skipped}),
         torch=torch.__version__,
     )
-
-
-def _json(value: Any) -> Any:
-    """JSON knows no nan: null stands for it."""
-    if isinstance(value, Mapping):
-        return {key: _json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
