@@ -334,7 +334,7 @@ def test_three_commands_lead_from_data_to_a_comparison(
     assert main(["search", *on, "--advice", "runs/advice", *small, "--out", "runs/search"]) == 0
     compared = ["--method", "plain", "scratch", "plan", "--seeds", "2", "--epochs", "2"]
     assert main(["finetune", *on, *compared, "--plan", "runs/search", "--out", "runs/planned"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for expected in ("Transfer", "best of 3 trials", "than the best of the others", "against the worst"):
         assert expected in text
     page = Path("runs/planned/report.html").read_text()
