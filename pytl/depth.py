@@ -40,7 +40,7 @@ def depth_blocks(model: nn.Module, head: Head | None = None, example: Any = None
 
     Blocks are the children of a module that has two or more numbered ones with layers inside ("encoder.layer.3",
     "layer1"); where such a row is of five or fewer, its members are stages, and the rows inside them are the blocks
-    ("layer1.0", "stages.0.layers.1"), as timm groups them. What lies before the first is the stem, what lies behind one
+    ("layer1.0", "stages.0.layers.1"), much as timm groups them. What lies before the first is the stem, what lies behind one
     belongs to it (a last norm). Without rows each child of the model is a block.
 
     Args:
@@ -69,14 +69,19 @@ def placed(model: nn.Module, head: Head | None = None, example: Any = None) -> d
     new, keys = head_names(model, head), row_blocks(model)
     rows = list(dict.fromkeys(key for key in keys.values() if key))
     inner = {stage: key for stage in rows for key in reversed(rows) if key.startswith(f"{stage}.")}
+    head_modules = tuple(f"{name}." for name, m in named_modules(model) if _has_parameters(m) and _within(m, name, new))
     found: dict[str, str] = {}
     block = STEM
     for name in _names(model, example):
-        if name in new:
+        if name in new or name.startswith(head_modules):  # its buffers as well
             found[name] = HEAD
         else:
             found[name] = block = _joined(keys[name], block, inner)
     return found
+
+
+def _within(module: nn.Module, name: str, parameters: set[str]) -> bool:
+    return all(f"{name}.{own}".lstrip(".") in parameters for own, _ in module.named_parameters())
 
 
 def _names(model: nn.Module, example: Any) -> list[str]:

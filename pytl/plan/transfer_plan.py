@@ -50,6 +50,8 @@ class TransferPlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        if not isinstance(self.decay_norm_and_bias, bool):
+            raise ValueError(f"decay_norm_and_bias must be true or false; got {shown(self.decay_norm_and_bias)}")
         names = [block.block for block in self.blocks]
         if not names:
             raise ValueError("blocks must hold a line for each block; got none")
@@ -104,11 +106,9 @@ class TransferPlan:
             ValueError: unknown or missing keys, or values as `BlockPlan` refuses them.
         """
         _refuse_unknown(values, tuple(cls.__dataclass_fields__), "plan")
-        lines, pull = values.get("blocks"), values.get("decay_norm_and_bias", False)
+        lines = values.get("blocks")
         if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
             raise ValueError(f"blocks must be a list of blocks, each with its keys; got {type(lines).__name__}")
-        if not isinstance(pull, bool):
-            raise ValueError(f"decay_norm_and_bias must be true or false; got {shown(pull)}")
         if not isinstance(direction := values.get("direction"), str | None):
             raise ValueError(f"direction must be a name; got {shown(direction)}")
         for line in lines:
@@ -118,7 +118,7 @@ class TransferPlan:
             if "block" not in line:
                 raise ValueError(f"each of blocks must have a name under 'block'; got {shown(line)}")
         blocks = tuple(BlockPlan(**{key: _number(value, key) for key, value in line.items()}) for line in lines)
-        return cls(blocks, pull, direction)
+        return cls(blocks, values.get("decay_norm_and_bias", False), direction)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
