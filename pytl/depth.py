@@ -40,8 +40,8 @@ def depth_blocks(model: nn.Module, head: Head | None = None, example: Any = None
 
     Blocks are the children of a module that has two or more numbered ones with layers inside ("encoder.layer.3",
     "layer1"); where such a row is of five or fewer, its members are stages, and the rows inside them are the blocks
-    ("layer1.0", "stages.0.layers.1"), much as timm groups them. What lies before the first is the stem, what lies behind one
-    belongs to it (a last norm). Without rows each child of the model is a block.
+    ("layer1.0", "stages.0.layers.1"), much as timm groups them. What lies before the first is the stem, what lies
+    behind one belongs to it (a last norm). Without rows each child of the model is a block.
 
     Args:
         model: any module; wrappers do not count.
