@@ -72,13 +72,13 @@ def head_modules(model: nn.Module, head: Head | None) -> list[nn.Module]:
     if not names:
         raise ValueError(f"head must name a module of the model; got {head!r}, and none is found")
     if head is None:
-        return outermost(model, {id(p) for name, p in unwrapped(model).named_parameters() if name in names})
+        return _outermost(model, {id(p) for name, p in unwrapped(model).named_parameters() if name in names})
     layers = dict(named_layers(model))
     parts = [head] if isinstance(head, str | nn.Module) else head
     return [p if isinstance(p, nn.Module) else layers.get(p) or layers[p.rpartition(".")[0]] for p in parts]
 
 
-def outermost(model: nn.Module, parameters: set[int]) -> list[nn.Module]:
+def _outermost(model: nn.Module, parameters: set[int]) -> list[nn.Module]:
     """The largest modules whose parameters are all among these, given by ``id``; never the whole model."""
     found: list[nn.Module] = []
     inside: set[nn.Module] = {model}  # never the model itself, whatever else it lacks
