@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from pytl import files
+from pytl import files, seeding
 from pytl.training import checkpoint
 
 
@@ -95,9 +95,9 @@ def test_restored_random_state_repeats_every_draw(tmp_path: Path) -> None:
     own = torch.Generator().manual_seed(1)
     loader = DataLoader(data, 3, sampler=RandomSampler(data, generator=own), generator=torch.Generator())
     np.random.randn()  # leaves a second Gaussian behind, which is part of NumPy's state
-    checkpoint.save(tmp_path / "random.pt", checkpoint.random_state(loader))
+    checkpoint.save(tmp_path / "random.pt", seeding.random_state(loader))
     first = draws(loader)
-    checkpoint.restore_random_state(checkpoint.load(tmp_path / "random.pt"), loader)
+    seeding.restore_random_state(checkpoint.load(tmp_path / "random.pt"), loader)
     assert draws(loader) == first
 
 

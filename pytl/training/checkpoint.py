@@ -1,16 +1,13 @@
-"""Checkpoints that a kill, a crash or a full disk cannot spoil, and the random numbers that exact resume needs."""
+"""Checkpoints that a kill, a crash or a full disk cannot spoil."""
 
-import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from pytl.files import replacing
 
-_NumPyState = tuple[str, np.ndarray, int, int, float]
 _LINES = 12  # of differences shown; two architectures differ in hundreds
 
 
@@ -76,49 +73,3 @@ def _differences(saved: Any, current: Any, name: str = "") -> Iterator[str]:
             yield from _differences(saved.get(key, "nothing"), current.get(key, "nothing"), inner)
     elif saved != current:
         yield f"{name}: saved {saved}, now {current}"
-
-
-def random_state(loader: object = None) -> dict[str, Any]:
-    """The state of torch's, NumPy's and Python's generators, and of those that `loader` holds.
-
-    Returns:
-        Tensors and plain values only, as `torch.load(weights_only=True)` accepts them.
-    """
-    _, keys, position, has_gauss, gauss = cast(_NumPyState, np.random.get_state(legacy=True))
-    version, internal, next_gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
-        "python": [version, torch.tensor(internal), next_gauss],
-        "loader": [generator.get_state() for generator in _generators(loader)],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any], loader: object = None) -> None:
-    """Puts back what `random_state` took."""
-    torch.set_rng_state(state["torch"].cpu())
-    if len(state["cuda"]) == torch.cuda.device_count():  # on another machine's GPUs there are no bits to keep
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), *rest))
-    version, internal, next_gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), next_gauss))
-    for generator, saved in zip(_generators(loader), state["loader"], strict=True):
-        generator.set_state(saved.cpu())
-
-
-def _generators(loader: object) -> list[torch.Generator]:
-    """A DataLoader's own generator and its samplers', each once."""
-    found: dict[int, torch.Generator] = {}
-    holders, seen = [loader], set()
-    while holders:
-        holder = holders.pop()
-        if holder is None or id(holder) in seen:
-            continue
-        seen.add(id(holder))
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator):
-            found.setdefault(id(generator), generator)
-        holders += [getattr(holder, name, None) for name in ("sampler", "batch_sampler")]
-    return list(found.values())

@@ -17,8 +17,8 @@ from pytl.periods import Periods
 from pytl.plan import Unfreezing
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
+from pytl.seeding import random_state, restore_random_state
 from pytl.training import resets, terms
-from pytl.training.checkpoint import random_state, restore_random_state
 from pytl.training.records import Record, conflicts
 from pytl.training.settings import AMP_DTYPES, Settings
 
