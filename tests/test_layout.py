@@ -34,7 +34,7 @@ PYTHON_LAYERS = [
         "pytl.seeding",
         "pytl.threads",
     },
-    {"pytl.pages"},
+    {"pytl.pages", "pytl.intervals"},
     {"pytl.extras", "pytl.pictures"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]

@@ -10,10 +10,11 @@ from scipy import stats
 from torch import nn
 
 from pytl.data import Task, digits
+from pytl.intervals import interval, paired
 from pytl.study import comparison as study
 from pytl.study import report, resets
 from pytl.study.comparison import Study
-from pytl.study.evidence import Outcome, interval, paired, rows, verdict
+from pytl.study.evidence import Outcome, rows, verdict
 from pytl.study.networks import pretrained_digits
 from pytl.study.table import accuracy, difference, summary
 from pytl.training.checkpoint import ResumeError

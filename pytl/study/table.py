@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytl.extras import require
-from pytl.study.evidence import BASELINE, VERDICTS, Interval, Margin, Row
+from pytl.intervals import Interval
+from pytl.study.evidence import BASELINE, VERDICTS, Margin, Row
 from pytl.study.terms import Term
 
 _COLUMNS = {
