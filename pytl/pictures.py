@@ -1,6 +1,18 @@
 """How the figures look, those of comparisons and of channels alike."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytl.extras import require
+from pytl.files import replacing
+
 INK = "#3c4653"
+COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+"""Okabe and Ito's, which colour-blind readers can tell apart, and two more."""
 WIDTH = 5.4  # inches: on a phone, where a picture is as wide as the screen, the letters are still readable
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -20,3 +32,16 @@ STYLE = {
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
 }
+
+
+@contextmanager
+def drawing(path: str | Path, height: float = 4.0, width: float = WIDTH) -> Iterator[Any]:
+    """A figure, in inches, to draw in: a PNG file of it takes the place of `path` at the end.
+
+    It is not one of pyplot's, which would choose a window system for the caller's own figures.
+    """
+    with require("matplotlib", "plots").rc_context(STYLE):
+        figure = require("matplotlib.figure", "plots").Figure((width, height), layout="constrained")
+        yield figure
+        with replacing(Path(path)) as file:
+            figure.savefig(file, format="png")

@@ -22,6 +22,7 @@ PYTHON_LAYERS = [
     {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},
     {"pytl.ops", "pytl.depth"},
+    {"pytl.pictures"},
     {
         "pytl.directions",
         "pytl.architecture",
@@ -35,7 +36,7 @@ PYTHON_LAYERS = [
         "pytl.threads",
     },
     {"pytl.pages", "pytl.intervals"},
-    {"pytl.extras", "pytl.pictures"},
+    {"pytl.extras"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]
 

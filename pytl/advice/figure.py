@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytl.advice.evidence import Evidence
-from pytl.extras import require
-from pytl.files import replacing
-from pytl.pictures import INK, STYLE, WIDTH
+from pytl.pictures import INK, drawing
 from pytl.plan import TransferPlan
 
 _SOURCE, _NEW, _GAIN = "#0072b2", "#5f6b7a", "#d55e00"
@@ -19,8 +17,7 @@ def draw(plan: TransferPlan, evidence: Evidence, path: Path) -> None:
     """Draws a PNG: above LogME of both, with the source's interval; below the gain, and new blocks shaded."""
     blocks = [layer.block for layer in evidence.layers]
     kept = {block.block for block in plan.blocks if block.transferred}
-    with require("matplotlib", "plots").rc_context(STYLE):
-        figure = require("matplotlib.figure", "plots").Figure((WIDTH, 5.2), layout="constrained")
+    with drawing(path, 5.2) as figure:
         fit, gain = figure.subplots(2, 1, sharex=True)
         _fit(fit, evidence)
         _gain(gain, evidence)
@@ -29,8 +26,6 @@ def draw(plan: TransferPlan, evidence: Evidence, path: Path) -> None:
         upright = sum(map(len, blocks)) > _LONG
         gain.set_xticks(range(len(blocks)), blocks, rotation=90 if upright else 0)
         gain.set_xlabel("block, from the input on (shaded: to be re-initialised)")
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
 
 
 def _fit(axes: Any, evidence: Evidence) -> None:

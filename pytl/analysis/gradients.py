@@ -15,11 +15,7 @@ from torch.nn.functional import cross_entropy
 from pytl.architecture import Head, unwrapped
 from pytl.batch import Batch, evaluating
 from pytl.depth import depth_blocks
-from pytl.extras import require
-from pytl.files import replacing
-from pytl.pictures import INK, STYLE, WIDTH
-
-_COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+from pytl.pictures import COLOURS, INK, drawing
 
 
 @dataclass(frozen=True)
@@ -94,14 +90,11 @@ def gradient_norms(
 
 def plot_gradient_norms(found: Mapping[str, GradientNorms], path: str | Path) -> None:
     """Draws a PNG: gradient norms by depth, a line for each of several, as before and after a re-initialisation."""
-    with require("matplotlib", "plots").rc_context(STYLE):
-        figure = require("matplotlib.figure", "plots").Figure((WIDTH, 4.0), layout="constrained")
+    with drawing(path) as figure:
         axes = figure.subplots()
         for index, (label, one) in enumerate(found.items()):
-            by_depth(axes, one.norms, label=label, color=_COLOURS[index % len(_COLOURS)])
+            by_depth(axes, one.norms, label=label, color=COLOURS[index % len(COLOURS)])
         axes.legend()
-        with replacing(Path(path)) as file:
-            figure.savefig(file, format="png")
 
 
 def by_depth(axes: Any, norms: Mapping[str, float], **look: Any) -> None:

@@ -8,9 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pytl.extras import require
-from pytl.files import replacing
-from pytl.pictures import INK, STYLE, WIDTH
+from pytl.pictures import INK, drawing
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#9aa4b1"
 _COLUMNS = 2
@@ -22,27 +20,20 @@ def draw(trials: Sequence[Trial], importances: Mapping[str, float], folder: Path
     """Draws PNG files: ``"history"``, ``"dimensions"``, and ``"importances"`` where they are known."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {"history": folder / "history.png", "dimensions": folder / "dimensions.png"}
-    with require("matplotlib", "plots").rc_context(STYLE):
-        _saved(_history(trials), drawn["history"])
-        _saved(_dimensions(trials), drawn["dimensions"])
-        if importances:
-            drawn["importances"] = folder / "importances.png"
-            _saved(_importances(importances), drawn["importances"])
+    with drawing(drawn["history"], 3.6) as figure:
+        _history(figure.subplots(), trials)
+    whole = [trial for trial in trials if trial["state"] == "complete"]
+    rows = math.ceil(len(whole[0]["values"]) / _COLUMNS)
+    with drawing(drawn["dimensions"], 0.6 + 1.7 * rows) as figure:
+        _dimensions(figure, whole, rows)
+    if importances:
+        drawn["importances"] = folder / "importances.png"
+        with drawing(drawn["importances"], 0.9 + 0.3 * len(importances)) as figure:
+            _importances(figure.subplots(), importances)
     return drawn
 
 
-def _figure(height: float) -> Any:
-    return require("matplotlib.figure", "plots").Figure((WIDTH, height), layout="constrained")
-
-
-def _saved(figure: Any, path: Path) -> None:
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
-
-
-def _history(trials: Sequence[Trial]) -> Any:
-    figure = _figure(3.6)
-    axes = figure.subplots()
+def _history(axes: Any, trials: Sequence[Trial]) -> None:
     whole = [trial for trial in trials if trial["state"] == "complete"]
     pruned = [trial for trial in trials if trial["state"] != "complete" and trial["accuracies"]]
     axes.plot([t["number"] for t in pruned], [_percent(t) for t in pruned], "x", color=_GREY, label="given up")
@@ -52,7 +43,6 @@ def _history(trials: Sequence[Trial]) -> Any:
     axes.set(xlabel="trial", ylabel="validation accuracy, %", title="Trials")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right")
-    return figure
 
 
 def _percent(trial: Trial) -> float:
@@ -60,23 +50,17 @@ def _percent(trial: Trial) -> float:
     return 100 * sum(accuracies) / len(accuracies)
 
 
-def _importances(importances: Mapping[str, float]) -> Any:
-    figure = _figure(0.9 + 0.3 * len(importances))
-    axes = figure.subplots()
+def _importances(axes: Any, importances: Mapping[str, float]) -> None:
     names = [*importances]
     axes.barh(names, [100 * importances[name] for name in names], color=_BLUE)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="share of the variance explained, %", title="What matters")
-    return figure
 
 
-def _dimensions(trials: Sequence[Trial]) -> Any:
+def _dimensions(figure: Any, whole: Sequence[Trial], rows: int) -> None:
     """Each finished trial's accuracy by the values it had."""
-    whole = [trial for trial in trials if trial["state"] == "complete"]
     names = [*whole[0]["values"]]
-    rows = math.ceil(len(names) / _COLUMNS)
-    figure = _figure(0.6 + 1.7 * rows)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False, sharey=True).flatten()
     for axes, name in zip(panels, names, strict=False):
         choices = sorted({trial["values"][name] for trial in whole}, key=lambda v: (isinstance(v, str), v))
@@ -88,7 +72,6 @@ def _dimensions(trials: Sequence[Trial]) -> Any:
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.supylabel("validation accuracy, %", fontsize=11, color=INK)
-    return figure
 
 
 def _short(choice: float | str) -> str:

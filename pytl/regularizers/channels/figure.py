@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytl.extras import require
-from pytl.files import replacing
-from pytl.pictures import INK, STYLE, WIDTH
+from pytl.pictures import INK, drawing
 
 _BLUE = "#0072b2"
 _NAME = 22  # letters of a title that fit into half the width
@@ -22,9 +20,7 @@ def draw(weights: Mapping[str, Tensor], path: Path) -> None:
     """Draws each layer's weights, [C], in descending order, as multiples of 1/C: a PNG."""
     columns = 2 if len(weights) > 1 and max(map(len, weights)) <= _NAME else 1
     rows = math.ceil(len(weights) / columns)
-    with require("matplotlib", "plots").rc_context(STYLE):
-        # not by pyplot, which would choose a window system for the caller's own figures
-        figure = require("matplotlib.figure", "plots").Figure((WIDTH, 0.8 + 1.8 * rows), layout="constrained")
+    with drawing(path, 0.8 + 1.8 * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for axes, (layer, row) in zip(panels, weights.items(), strict=False):
             axes.set_title(layer)
@@ -34,8 +30,6 @@ def draw(weights: Mapping[str, Tensor], path: Path) -> None:
             axes.set_visible(False)
         figure.supxlabel("channels, the heaviest first", fontsize=11)
         figure.supylabel("weight / uniform weight", fontsize=11)
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
 
 
 def _panel(axes: Any, falling: Tensor) -> None:

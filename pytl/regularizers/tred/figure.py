@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytl.extras import require
-from pytl.files import replacing
-from pytl.pictures import INK, STYLE, WIDTH
+from pytl.pictures import INK, drawing
 from pytl.regularizers.tred.guards import Guards
 
 _CURVES = {
@@ -27,8 +25,7 @@ _PARTS = {
 def draw(guards: Mapping[str, Guards], criterion: str, path: Path) -> None:
     """Draws each layer's curves, on held-out samples, and its probes: a PNG, a row a layer and kind."""
     rows = 3 * len(guards)
-    with require("matplotlib", "plots").rc_context(STYLE):
-        figure = require("matplotlib.figure", "plots").Figure((WIDTH, 1.9 * rows), layout="constrained")
+    with drawing(path, 1.9 * rows) as figure:
         panels = figure.subplots(rows, 2, gridspec_kw={"height_ratios": [1, 1, 0.8] * len(guards)})
         figure.suptitle(f"Split by {criterion}", x=0.02, ha="left", fontweight="bold")
         for index, (layer, found) in enumerate(guards.items()):
@@ -37,8 +34,6 @@ def draw(guards: Mapping[str, Guards], criterion: str, path: Path) -> None:
                 _curve(axes, found, name, label, colour)
             mine[0, 0].set_title(f"{layer}\n{mine[0, 0].get_title('left')}", fontsize=10, fontweight="normal")
             _bars(mine[2], found)
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
 
 
 def _curve(axes: Any, found: Guards, name: str, label: str, colour: str) -> None:
