@@ -34,6 +34,7 @@ PYTHON_LAYERS = [
         "pytl.progress",
         "pytl.seeding",
         "pytl.threads",
+        "pytl.weight_files",
     },
     {"pytl.pages", "pytl.intervals"},
     {"pytl.extras"},

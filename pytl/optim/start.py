@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pytl.weight_files import Catalogue, catalogue, open_weights, some
+
 Source = Mapping[str, Tensor] | str | os.PathLike[str] | None
-Reader = Callable[[str], Tensor]
 
 _FLOATING = re.compile(r"(torch\.)?b?f", re.IGNORECASE)  # torch.bfloat16, F32, BF16
-
-
-class Entry(NamedTuple):
-    """What a source says of a tensor before it is read."""
-
-    shape: torch.Size
-    dtype: str
-
-
-Catalogue = tuple[dict[str, Entry], Reader]
 
 
 class StartingPoint:
@@ -74,11 +62,11 @@ class StartingPoint:
             "not floating point": [f"{n}: {e.dtype}" for n, e in found.items() if not _FLOATING.match(e.dtype)],
         }
         if any(faults.values()):
-            listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
+            listed = "; ".join(f"{kind}: {some(names)}" for kind, names in faults.items() if names)
             raise ValueError(f"start must hold a tensor for each anchored parameter; {listed}")
         if extra:
             warnings.warn(
-                f"start: {len(extra)} names in {self.source} belong to no parameter: {_some(extra)}", stacklevel=2
+                f"start: {len(extra)} names in {self.source} belong to no parameter: {some(extra)}", stacklevel=2
             )
 
     def of(self, name: str | None, weight: Tensor) -> Tensor:
@@ -96,7 +84,9 @@ class StartingPoint:
         if self._catalogue is None:
             assert self.source is not None
             mapping = self.source if isinstance(self.source, Mapping) else None
-            self._catalogue = _catalogue(mapping) if mapping is not None else _open_path(Path(str(self.source)))
+            self._catalogue = (
+                catalogue(mapping, "start") if mapping is not None else open_weights(Path(str(self.source)), "start")
+            )
         return self._catalogue
 
     def __getstate__(self) -> dict[str, object]:
@@ -107,67 +97,8 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _smallest_lossless(tensor: Tensor) -> torch.dtype:
     for dtype in (torch.bfloat16, torch.float32):
         if dtype.itemsize < tensor.dtype.itemsize and bool((tensor.to(dtype).to(tensor.dtype) == tensor).all()):
             return dtype
     return tensor.dtype
-
-
-def _catalogue(tensors: Mapping[str, Tensor], source: str = "start") -> Catalogue:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{source} must map names to tensors; got {type(tensor).__name__} for {name}")
-    return {name: Entry(tensor.shape, str(tensor.dtype)) for name, tensor in tensors.items()}, tensors.__getitem__
-
-
-def _open_path(path: Path) -> Catalogue:
-    if not path.exists():
-        raise FileNotFoundError(f"start must name a file or a folder; {path} does not exist")
-    if path.is_dir():
-        return _open_folder(path)
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"start must be a whole .safetensors or .pt file of tensors; {path}: {error}") from error
-    if not isinstance(tensors, Mapping):
-        raise ValueError(f"start must hold a mapping from names to tensors; {path} holds a {type(tensors).__name__}")
-    return _catalogue(tensors, f"start: {path}")
-
-
-def _open_safetensors(path: Path) -> Catalogue:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError('reading .safetensors needs: pip install "pytl[hf]"') from error
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"start must be a whole .safetensors file; {path}: {error}") from error
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    return {name: Entry(torch.Size(s.get_shape()), s.get_dtype()) for name, s in slices.items()}, file.get_tensor
-
-
-def _open_folder(folder: Path) -> Catalogue:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        for name in ("model.safetensors", "pytorch_model.bin"):
-            if (folder / name).exists():
-                return _open_path(folder / name)
-        raise FileNotFoundError(f"start must hold model.safetensors or its index; {folder} has neither")
-    try:
-        shard_of: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"start: an index must map names to files under weight_map; {index}: {error!r}") from error
-    outside = sorted({shard for shard in shard_of.values() if Path(shard).name != shard})
-    if outside:
-        raise ValueError(f"start: an index must name files of its own folder; {index} names {_some(outside)}")
-    shards = {shard: _open_path(folder / shard) for shard in sorted(set(shard_of.values()))}
-    entries = {name: entry for shard, _ in shards.values() for name, entry in shard.items()}
-    return entries, lambda name: shards[shard_of[name]][1](name)
