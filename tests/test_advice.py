@@ -25,11 +25,11 @@ from transformers import (
 
 import pytl
 from pytl.advice import Evidence, Gain, Recommendation, default_rules
-from pytl.advice.features import extract, layers_of, pooled
 from pytl.analysis.scores import logme, nce
 from pytl.cli import main
 from pytl.data import batches, digits
 from pytl.depth import depth_blocks
+from pytl.features.extraction import extract, layers_of, pooled
 from pytl.study.networks import pretrained_digits, source_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")

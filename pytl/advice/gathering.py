@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytl.advice import features
 from pytl.advice.evidence import Evidence, Gain, Layer
-from pytl.advice.features import Features, extract
 from pytl.analysis import scores
 from pytl.analysis.scores import Score
 from pytl.analysis.scores.base import check_labels, draws, gram, standard_error
@@ -21,6 +19,7 @@ from pytl.architecture import Head, unwrapped
 from pytl.batch import Batch, evaluating
 from pytl.depth import HEAD, depth_blocks
 from pytl.features import remove_hooks
+from pytl.features.extraction import Features, extract, layers_of
 from pytl.plan import renew
 from pytl.plan.renewal import Fresh
 from pytl.progress import bar
@@ -76,11 +75,11 @@ def gather(asked: Question) -> Evidence:
     """Measures.
 
     Raises:
-        ValueError: as `features.extract` and `pytl.plan.renew` have it; a class without samples; features that are not
+        ValueError: as `pytl.features.extraction.extract` and `pytl.plan.renew` have it; a class without samples; features that are not
             finite, with the layer's name.
     """
     blocks = depth_blocks(asked.model, asked.head)
-    places = features.layers_of(asked.model, blocks, asked.head)
+    places = layers_of(asked.model, blocks, asked.head)
     layers = list(dict.fromkeys(places.values()))
     with bar("features", None, 0, asked.progress) as advance:
         own = extract(asked.model, layers, asked.data, asked.device, advance)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pytl.architecture import Head, head_names, named_layers, unwrapped
 from pytl.batch import Batch, evaluating
 from pytl.depth import HEAD, STEM, Block
-from pytl.features import Capture, head_input
-from pytl.features.layers import INPUT
+from pytl.features.capture import Capture
+from pytl.features.layers import INPUT, head_input
 from pytl.seeding import seeded
 
 
