@@ -6,6 +6,7 @@ from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
 from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
 from pytl.plan import BlockPlan, Rules, TransferPlan, Unfreezing
+from pytl.recorder import Recorder
 from pytl.regularizers import (
     BSS,
     DELTA,
@@ -47,6 +48,7 @@ __all__ = [
     "GroupLassoSP",
     "L2SPFisher",
     "PCGrad",
+    "Recorder",
     "Report",
     "Result",
     "Rules",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pytl.files import replacing
 INK = "#3c4653"
 COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 """Okabe and Ito's, which colour-blind readers can tell apart, and two more."""
+_LONG = 45  # letters of names in a row
 WIDTH = 5.4  # inches: on a phone, where a picture is as wide as the screen, the letters are still readable
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -45,3 +46,15 @@ def drawing(path: str | Path, height: float = 4.0, width: float = WIDTH) -> Iter
         yield figure
         with replacing(Path(path)) as file:
             figure.savefig(file, format="png")
+
+
+def name_places(axes: Any, names: Sequence[str], label: str = "block, from the input on") -> None:
+    """Names for 0, 1, ... on the x axis; those that are long in all stand upright."""
+    axes.set_xticks(range(len(names)), names, rotation=90 if sum(map(len, names)) > _LONG else 0)
+    axes.set_xlabel(label)
+    axes.grid(visible=False, axis="x")
+
+
+def logarithmic(low: float, high: float) -> Any:
+    """A scale of colours between the two."""
+    return require("matplotlib.colors", "plots").LogNorm(low, high)

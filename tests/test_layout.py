@@ -19,10 +19,10 @@ PYTHON_LAYERS = [
     {"pytl.trials"},
     {"pytl.advice"},
     {"pytl.training", "pytl.data", "pytl.doctor", "pytl.integrations"},
-    {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.regularizers", "pytl.rifle"},
+    {"pytl.analysis", "pytl.noise", "pytl.plan", "pytl.recorder", "pytl.regularizers", "pytl.rifle"},
     {"pytl.optim", "pytl.features"},
     {"pytl.ops", "pytl.depth"},
-    {"pytl.pictures"},
+    {"pytl.pictures", "pytl.metrics"},
     {
         "pytl.directions",
         "pytl.architecture",

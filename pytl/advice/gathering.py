@@ -75,8 +75,8 @@ def gather(asked: Question) -> Evidence:
     """Measures.
 
     Raises:
-        ValueError: as `pytl.features.extraction.extract` and `pytl.plan.renew` have it; a class without samples; features that are not
-            finite, with the layer's name.
+        ValueError: as `pytl.features.extraction.extract` and `pytl.plan.renew` have it; a class without samples;
+            features that are not finite, with the layer's name.
     """
     blocks = depth_blocks(asked.model, asked.head)
     places = layers_of(asked.model, blocks, asked.head)

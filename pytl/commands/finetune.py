@@ -25,6 +25,7 @@ examples:
   pytl finetune --data digits:mirrored --method plain delta+dtnh distillation+dtnh+rifle --seeds 10 --out runs/mirrored
   pytl finetune --data digits --method plain rifle dropout cycliclr tred --out runs/rifle
   pytl finetune --data digits --method plain scratch l2sp plan --plan runs/search --seeds 10 --out runs/planned
+  pytl finetune --data digits:mirrored --method scratch plain l2sp --snapshots 4 --record 10 --out runs/claims
   pytl finetune --data photos/ --model my_models:resnet --method plain dtnh --out runs/photos
   pytl finetune --data photos/ --model ./vit-base --method plain l2sp --optimizer adamw --lr 1e-4 --out runs/vit
 
@@ -46,6 +47,8 @@ def add(commands: subject.Commands) -> None:
     where = subject.add_place(parser, "runs/DATA")
     where.add_argument("--resume", action="store_true", help="go on with what is in --out, or begin")
     where.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="also save within epochs")
+    where.add_argument("--snapshots", type=int, metavar="N", help="weights kept on the way, for pytl analyze")
+    where.add_argument("--record", type=int, metavar="STEPS", help="distances, gradients and conflict by block")
     subject.set_defaults(parser, Study)
     parser.set_defaults(run=run)
 

@@ -1,14 +1,17 @@
-"""RIFLE as a trainer's callback has it: options first, the optimizer and the number of steps when training begins."""
+"""What a trainer's callbacks do: options first, the optimizer and the number of steps when training begins."""
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pytl.architecture import Head
+from pytl import files
+from pytl.architecture import Head, unwrapped
+from pytl.recorder import Recorder
 from pytl.rifle import RIFLE
 
 _OF_THE_TRAINER = ("head", "optimizer", "total_steps", "periods", "steps_per_epoch", "model")
@@ -65,3 +68,47 @@ class AttachedRIFLE:
         rifle.load_state_dict({**rifle.state_dict(), **(saved or {}), "steps": done})
         self.rifle = rifle
         return rifle
+
+
+class AttachedRecorder:
+    """The part of a recording callback that knows no trainer.
+
+    Args:
+        every: steps between lines.
+        out: the folder of ``metrics.jsonl``; None: the trainer's own.
+        head, tensorboard, capacity: of `pytl.Recorder`.
+
+    Attributes:
+        recorder: None until training begins, and on all processes but the first.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        *,
+        out: str | Path | None = None,
+        head: Head | None = None,
+        tensorboard: str | Path | None = None,
+        capacity: int = 256,
+    ) -> None:
+        self.every, self.out = every, None if out is None else Path(out)
+        self.options = {"head": head, "tensorboard": tensorboard, "capacity": capacity}
+        self.recorder: Recorder | None = None
+        self._start: dict[str, Tensor] | None = None
+
+    def _keep_start(self, model: nn.Module) -> None:
+        """Before a checkpoint is loaded, which would pass for the start."""
+        self._start = {name: p.detach().clone() for name, p in unwrapped(model).named_parameters()}
+
+    def _record(self, model: nn.Module, optimizer: Optimizer, folder: Path, done: int) -> None:
+        """Begins, or goes on after `done` steps.
+
+        Raises:
+            ValueError: as `pytl.Recorder`; or the run is resumed and its starting weights were not seen.
+        """
+        if self._start is None and done:
+            raise ValueError("the callback must be given when the trainer is made, to see where a resumed run started")
+        path = files.writable_folder(self.out or folder) / "metrics.jsonl"
+        self.recorder = Recorder(model, optimizer, path, every=self.every, start=self._start, **self.options)
+        self.recorder.go_on(done)
+        self._start = None

@@ -1,14 +1,15 @@
-"""RIFLE in Hugging Face's Trainer."""
+"""RIFLE and the recorder in Hugging Face's Trainer."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from pytl.extras import require
-from pytl.integrations.attached import AttachedRIFLE
+from pytl.integrations.attached import AttachedRecorder, AttachedRIFLE
 
 _callbacks = require("transformers.trainer_callback", "hf")
 
@@ -77,6 +78,47 @@ class RIFLECallback(AttachedRIFLE, _callbacks.TrainerCallback):  # type: ignore[
         """After the optimizer's and the scheduler's step, before a checkpoint is saved."""
         assert self.rifle
         self.rifle.step()
+
+
+class RecorderCallback(AttachedRecorder, _callbacks.TrainerCallback):  # type: ignore[name-defined, misc]
+    """Writes cheap measures to ``metrics.jsonl`` each so many steps, see `pytl.Recorder`::
+
+        trainer = Trainer(model=model, ..., callbacks=[pytl.integrations.hf.RecorderCallback(every=10)])
+
+    Trainer shows its callbacks no loss: lines are without. A resumed run goes on in the same file. Memory: a copy of the
+    weights from the moment the trainer is made.
+
+    Args:
+        every: steps of the optimizer between lines.
+        out: the folder of ``metrics.jsonl``; None: Trainer's ``output_dir``.
+        head, tensorboard, capacity: of `pytl.Recorder`.
+
+    Raises:
+        ValueError: when training begins: as `pytl.Recorder`; a resumed run, and the callback was added later.
+    """
+
+    def on_init_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        self._keep_start(model)
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Optimizer, **kwargs: Any
+    ) -> None:
+        """After the checkpoint was loaded; Accelerate's optimizer has the real one inside."""
+        if state.is_world_process_zero:
+            self._record(model, getattr(optimizer, "optimizer", optimizer), Path(args.output_dir), state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the step, before gradients are dropped."""
+        if self.recorder:
+            self.recorder.step()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.recorder:
+            self.recorder.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.recorder:
+            self.recorder.close()
 
 
 def _steps_per_epoch(loader: Any, accumulated: int) -> int:

@@ -1,14 +1,16 @@
-"""RIFLE in Lightning's Trainer."""
+"""RIFLE and the recorder in Lightning's Trainer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pytl.extras import require
-from pytl.integrations.attached import AttachedRIFLE
+from pytl.integrations.attached import AttachedRecorder, AttachedRIFLE
 
 _callbacks = require("lightning.pytorch.callbacks", "lightning")
 
@@ -73,6 +75,53 @@ class RIFLECallback(AttachedRIFLE, _callbacks.Callback):  # type: ignore[name-de
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training begins."""
         self._saved = state_dict
+
+
+class RecorderCallback(AttachedRecorder, _callbacks.Callback):  # type: ignore[name-defined, misc]
+    """Writes cheap measures to ``metrics.jsonl`` each so many steps, see `pytl.Recorder`::
+
+        trainer = L.Trainer(..., callbacks=[pytl.integrations.lightning.RecorderCallback(every=10)])
+
+    A run that is resumed with ``ckpt_path`` goes on in the same file. Memory: a copy of the weights.
+
+    Args:
+        every: steps of the optimizer between lines.
+        out: the folder of ``metrics.jsonl``; None: Trainer's ``default_root_dir``.
+        head, tensorboard, capacity: of `pytl.Recorder`.
+
+    Raises:
+        ValueError: when training begins: as `pytl.Recorder`; several optimizers.
+    """
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Before a checkpoint is loaded."""
+        if stage == "fit" and trainer.is_global_zero:
+            self._keep_start(pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """After it was."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"configure_optimizers must return one optimizer; got {len(trainer.optimizers)}")
+        if trainer.is_global_zero:
+            self._record(pl_module, trainer.optimizers[0], Path(trainer.default_root_dir), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Once for each step of the optimizer; its gradients are dropped when the next batch begins."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        while self.recorder and self.recorder.steps < trainer.global_step:
+            self.recorder.step(loss)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: Any) -> None:
+        if self.recorder:
+            self.recorder.flush()
+
+    def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        if self.recorder:
+            self.recorder.close()
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        if self.recorder:
+            self.recorder.close()
 
 
 def _steps_per_epoch(trainer: Any) -> int:

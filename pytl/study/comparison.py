@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytl import files
 from pytl.data import Task, batches
+from pytl.metrics import Record
 from pytl.plan import TransferPlan
 from pytl.study.evidence import Outcome
 from pytl.study.subject import Subject, folder_name
@@ -16,7 +17,6 @@ from pytl.threads import threads
 from pytl.training import checkpoint
 from pytl.training.fine_tuning import finetune
 from pytl.training.methods import GIVEN, Method, parse_all
-from pytl.training.records import Record
 from pytl.training.settings import Settings
 
 Watch = Callable[[str, int], None]
@@ -47,11 +47,21 @@ class Study(Subject):
     optimizer: str = "sgd"
     amp: str | None = None
     checkpoint_every: int | None = None
+    snapshots: int = 0
+    record: int | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Settings(self.epochs, self.rate, amp=self.amp, checkpoint_every=self.checkpoint_every)
+        Settings(
+            self.epochs,
+            self.rate,
+            amp=self.amp,
+            checkpoint_every=self.checkpoint_every,
+            snapshots=self.snapshots,
+        )
+        if self.record is not None and self.record < 1:
+            raise ValueError(f"record must be >= 1; got {self.record}")
         for name in ("seeds", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
@@ -134,7 +144,7 @@ def _claim(study: Study) -> None:
     """Marks `out` as this study's; more seeds, another device or another pace of saving are still this study."""
     path = files.writable_folder(study.out) / "study.json"
     plan = json.loads(json.dumps(asdict(study), default=str))
-    for free in ("out", "resume", "seeds", "device", "workers", "checkpoint_every"):
+    for free in ("out", "resume", "seeds", "device", "workers", "checkpoint_every", "snapshots", "record"):
         del plan[free]
     if not path.exists():
         with files.replacing(path) as file:
@@ -162,6 +172,8 @@ def _train(study: Study, job: _Job, plan: TransferPlan | None, on_epoch: Callabl
         out=study.out / "runs" / job.folder,
         resume=study.resume,
         checkpoint_every=study.checkpoint_every,
+        snapshots=study.snapshots,
+        record=study.record,
         on_epoch=on_epoch,
         progress=False,
     )

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from pytl.data import Task
 from pytl.intervals import Interval, interval, paired
-from pytl.training.records import Record
+from pytl.metrics import Record
 
 BASELINE = "plain"
 VERDICTS = ("helps", "hurts", "no difference seen", "needs more seeds")

@@ -9,10 +9,10 @@ from typing import Any
 from pytl.analysis.gradients import by_depth
 from pytl.extras import require
 from pytl.intervals import interval
+from pytl.metrics import Record
 from pytl.pictures import INK, STYLE, WIDTH
 from pytl.study import resets, terms
 from pytl.study.evidence import BASELINE, Outcome, Row
-from pytl.training.records import Record
 
 Look = dict[str, Any]
 

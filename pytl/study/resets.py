@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import geometric_mean
 
+from pytl.metrics import Record
 from pytl.study.evidence import Outcome
-from pytl.training.records import Record
 from pytl.training.resets import WHEN
 
 Norms = dict[str, float]

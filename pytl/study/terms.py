@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from pytl.metrics import Record
 from pytl.study.evidence import Outcome
-from pytl.training.records import Record
 
 
 @dataclass(frozen=True)

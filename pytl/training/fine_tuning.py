@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pytl import files
+from pytl.metrics import Record
 from pytl.plan import TransferPlan
 from pytl.progress import bar
+from pytl.recorder import Recorder
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
 from pytl.training import methods, noise, penalties
 from pytl.training.journal import Journal
-from pytl.training.records import Record
 from pytl.training.run import Parts, Run
 from pytl.training.settings import Settings
 
@@ -65,6 +66,9 @@ def finetune(
     out: str | Path | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
+    snapshots: int = 0,
+    record: int | None = None,
+    tensorboard: str | Path | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> Result:
@@ -93,9 +97,13 @@ def finetune(
         device: where to train; None: where the model is.
         amp: ``"bf16"`` or ``"fp16"`` (with loss scaling); None trains in the model's precision.
         seed: of torch, NumPy and Python, set before a penalty is prepared and before the first epoch; None leaves them.
-        out: folder for ``checkpoint.pt``, written at each epoch's end, and ``metrics.jsonl``; None writes nothing.
+        out: folder for ``start.pt``, the weights before the first step, ``checkpoint.pt``, written at each epoch's end,
+            and ``metrics.jsonl``; None writes nothing.
         resume: go on from `out`'s checkpoint if there is one; a finished run is returned as it is.
         checkpoint_every: steps between checkpoints within an epoch.
+        snapshots: how many times on the way the weights alone are kept, as ``snapshots/step-000120.pt``, evenly.
+        record: steps between lines of a `pytl.Recorder` in ``metrics.jsonl``; None: epochs alone are recorded.
+        tensorboard: a folder for the recorder's events.
         on_epoch: called with each epoch's record.
         progress: a bar on a terminal; never elsewhere.
 
@@ -105,9 +113,12 @@ def finetune(
         OSError: a checkpoint cannot be written; the previous one is whole.
         Interrupted: Ctrl-C; the state is saved, where `out` is given.
     """
-    settings = Settings(epochs, lr, schedule, amp, seed, checkpoint_every)
-    if resume and out is None:
-        raise ValueError("resume needs out, the folder of the run to go on with; got None")
+    settings = Settings(epochs, lr, schedule, amp, seed, checkpoint_every, snapshots)
+    for name, asked in {"resume": resume, "snapshots": snapshots, "record": record}.items():
+        if asked and out is None:
+            raise ValueError(f"{name} needs out, the run's folder; got None")
+    if tensorboard is not None and record is None:
+        raise ValueError("tensorboard needs record, the steps between two of its events; got None")
     folder = None if out is None else files.writable_folder(out)
     place = _device_of(model) if device is None else torch.device(device)
     model.to(place)
@@ -130,12 +141,14 @@ def finetune(
             rifle=_rifle(chosen, built, model, head),
             training_loss=training_loss,
             cycles=chosen.cycles or 1,
+            recorder=_recorder(model, built, folder, record, head, tensorboard),
         )
         run = Run(parts, settings)
         journal = Journal(run, folder, fingerprint)
         if not journal.begin(resume):
             _seed(seed)
-        with bar(chosen.name, run.steps_total, run.steps_done, progress) as advance:
+        recording = closing(parts.recorder) if parts.recorder else nullcontext()
+        with bar(chosen.name, run.steps_total, run.steps_done, progress) as advance, recording:
             journal.fit(advance, on_epoch)
     model.eval()
     return Result(model, built, run.history)
@@ -156,6 +169,20 @@ def _chosen(
     return chosen.with_plan(TransferPlan.load(plan) if isinstance(plan, str | Path) else plan)
 
 
+def _recorder(
+    model: nn.Module,
+    optimizer: Optimizer,
+    folder: Path | None,
+    every: int | None,
+    head: str | None,
+    tensorboard: str | Path | None,
+) -> Recorder | None:
+    """On the weights from which the run starts."""
+    if every is None or folder is None:
+        return None
+    return Recorder(model, optimizer, folder / "metrics.jsonl", every=every, head=head, tensorboard=tensorboard)
+
+
 def _rifle(
     method: methods.Method, optimizer: Optimizer, model: nn.Module, head: str | None
 ) -> Callable[[int], RIFLE] | None:
@@ -171,7 +198,8 @@ def _fingerprint(method: methods.Method, optimizer: Optimizer, model: nn.Module,
         for group in optimizer.param_groups
     ]
     plan = asdict(settings)
-    del plan["checkpoint_every"]  # may change: it does not touch the result
+    for free in ("checkpoint_every", "snapshots"):  # may change: they do not touch the result
+        del plan[free]
     return {
         "method": method.name,
         "penalties": dict(method.penalties),

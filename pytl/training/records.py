@@ -1,10 +1,10 @@
-"""One epoch in numbers, as a line of ``metrics.jsonl``."""
+"""An optimizer's last step in numbers, for an epoch's record."""
 
 import math
 
 from torch.optim import Optimizer
 
-Record = dict[str, float | int | None]
+from pytl.metrics import Record, finite
 
 
 def conflicts(optimizer: Optimizer) -> Record:
@@ -20,8 +20,3 @@ def conflicts(optimizer: Optimizer) -> Record:
         "distance": finite(math.hypot(*report.distance)),
         "nonfinite": report.nonfinite,
     }
-
-
-def finite(value: float) -> float | None:
-    """JSON knows no nan."""
-    return float(value) if math.isfinite(value) else None

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytl.analysis import gradient_norms
+from pytl.metrics import Record
 from pytl.rifle import RIFLE
-from pytl.training.records import Record
 
 WHEN = ("before", "after")
 

@@ -12,14 +12,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pytl.batch import Batch
 from pytl.directions import find
+from pytl.metrics import Record
 from pytl.optim.base import Optimizer as PytlOptimizer
 from pytl.periods import Periods
 from pytl.plan import Unfreezing
+from pytl.recorder import Recorder
 from pytl.regularizers import Penalty
 from pytl.rifle import RIFLE
 from pytl.seeding import random_state, restore_random_state
 from pytl.training import resets, terms
-from pytl.training.records import Record, conflicts
+from pytl.training.records import conflicts
 from pytl.training.settings import AMP_DTYPES, Settings
 
 
@@ -40,6 +42,7 @@ class Parts:
     """Where another one is minimised than the one that is measured."""
     cycles: int = 1
     """Of the learning rate."""
+    recorder: Recorder | None = None
 
     @property
     def directs(self) -> bool:
@@ -86,6 +89,10 @@ class Run:
         self.unfreezing = Unfreezing(parts.optimizer, parts.model) if frozen else None
         self.history: list[Record] = []
         self.partial: Partial | None = None
+        count = settings.snapshots
+        last = self._known_steps("snapshots") if count else 0
+        self.snapshots = {round(last * k / (count + 1)) for k in range(1, count + 1)}
+        """Numbers of steps after which the weights are kept, evenly between the first and the last."""
 
     def _rate(self, step: int) -> float:
         if self.settings.schedule == "constant" and self.parts.cycles == 1:
@@ -200,6 +207,8 @@ class Run:
         self._backward(loss, values, partial)
         self.scaler.step(optimizer)
         self.scaler.update()
+        if self.parts.recorder:
+            self.parts.recorder.step(loss)
         self.scheduler.step()
         if self.unfreezing:
             self.unfreezing.step()

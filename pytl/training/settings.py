@@ -23,6 +23,7 @@ class Settings:
     amp: str | None = None
     seed: int | None = None
     checkpoint_every: int | None = None
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -33,5 +34,7 @@ class Settings:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {self.schedule!r}")
         if self.amp is not None and self.amp not in AMP_DTYPES:
             raise ValueError(f"amp must be None or one of {', '.join(AMP_DTYPES)}; got {self.amp!r}")
+        if self.snapshots < 0:
+            raise ValueError(f"snapshots must be >= 0; got {self.snapshots}")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be >= 1; got {self.checkpoint_every}")

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pytl import ops
+from pytl.metrics import Record, finite
 from pytl.regularizers import Penalty
-from pytl.training.records import Record, finite
 
 Gradients = dict[str, list[Tensor | None]]
 

@@ -1,0 +1,186 @@
+"""Cheap measures of training, each so many steps, kept on the device until there are many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from pytl import metrics
+from pytl.architecture import Head, unwrapped
+from pytl.depth import depth_blocks, depths
+from pytl.extras import require
+from pytl.metrics import Record
+from pytl.optim.base import Optimizer as PytlOptimizer
+
+_TOGETHER = 1 << 26  # bytes of weights whose differences to their start are in memory at a time
+
+
+class Recorder:
+    """Writes a line of ``metrics.jsonl`` each `every` steps::
+
+        recorder = pytl.Recorder(model, optimizer, "runs/mine/metrics.jsonl")
+        for x, y in loader:
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+            optimizer.zero_grad()
+        recorder.close()
+
+    A line has ``step``, ``loss`` of the step's batch, and of each block (``layer1.0``; the head last)
+    ``distance/BLOCK``: ``|w - w0|`` after the step; ``gradient/BLOCK``: ``|g|`` of the step; of pytl's optimizers also
+    ``cosine/BLOCK``: of the task's gradient and the regulariser's, and ``penalty_cosine/BLOCK``, where a penalty's
+    gradient is kept apart. What is not finite is left out, as cosines are where there is no regulariser.
+
+    Cost: a read of the weights, their start and the gradients each `every` steps; on the device, which is waited for
+    only each `capacity` lines. Memory: the starting weights, 64 MiB, and `capacity` lines.
+
+    Args:
+        model: any module whose parameters are whole on one device.
+        optimizer: of its parameters.
+        path: the file; lines are added to it.
+        every: steps between lines.
+        head: as in ``pytl.param_groups``.
+        start: w0 by name; None: the weights as they are now.
+        tensorboard: a folder for TensorBoard's events as well.
+        capacity: lines that are kept on the device.
+
+    Attributes:
+        steps: how often `step` was called.
+
+    Raises:
+        ValueError: ``every`` or ``capacity`` < 1; the optimizer has no parameter of the model; sharded parameters.
+        ImportError: TensorBoard is asked for and missing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        path: str | Path,
+        *,
+        every: int = 10,
+        head: Head | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        tensorboard: str | Path | None = None,
+        capacity: int = 256,
+    ) -> None:
+        for name, value in (("every", every), ("capacity", capacity)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1; got {value}")
+        self.steps, self.every, self._capacity, self._path = 0, every, capacity, Path(path)
+        self._optimizer = optimizer
+        blocks, named = depth_blocks(model, head), {p: name for name, p in unwrapped(model).named_parameters()}
+        depth = depths(blocks)
+        every_one = (p for group in optimizer.param_groups for p in group["params"])
+        known = [(row, p) for row, p in enumerate(every_one) if p in named]
+        if not known:
+            raise ValueError("optimizer must have parameters of the model; got none")
+        if any(isinstance(p, DTensor) for _, p in known):
+            raise ValueError("model must have whole parameters; got sharded ones")
+        self._params, device = [p for _, p in known], known[0][1].device
+        self._rows = torch.tensor([row for row, _ in known], device=device)
+        present = sorted({depth[named[p]] for p in self._params})
+        self._blocks = [blocks[place].name for place in present]
+        self._place = torch.tensor([present.index(depth[named[p]]) for p in self._params], device=device)
+        with torch.no_grad():
+            self._start = [p.clone() if start is None else start[named[p]].to(p) for p in self._params]
+        self._kept: list[tuple[int, Tensor]] = []
+        self._writer = None if tensorboard is None else _tensorboard(tensorboard)
+
+    @torch.no_grad()
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """After the optimizer's step, before its gradients are dropped."""
+        self.steps += 1
+        if self.steps % self.every:
+            return
+        here = self._place.device
+        value = torch.as_tensor(float("nan") if loss is None else loss, dtype=torch.float64).detach().to(here)
+        self._kept.append((self.steps, torch.cat([value.reshape(1), *self._measures()])))
+        if len(self._kept) >= self._capacity:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is kept; waits for the device."""
+        if not self._kept:
+            return
+        rows = torch.stack([row for _, row in self._kept]).tolist()
+        records = [self._record(step, row) for (step, _), row in zip(self._kept, rows, strict=True)]
+        self._kept.clear()
+        metrics.append(self._path, records)
+        for record in records if self._writer else ():
+            for name, number in record.items():
+                if name != "step":
+                    self._writer.add_scalar(name, number, record["step"])  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Writes what is kept, and closes TensorBoard's file."""
+        self.flush()
+        if self._writer:
+            self._writer.close()
+
+    def go_on(self, steps: int) -> None:
+        """Goes on after so many steps, as a resumed run does: lines of later ones are taken out of the file."""
+        self.steps = steps
+        found = metrics.read(self._path)
+        kept = [record for record in found if (record.get("step") or 0) <= steps]
+        if len(kept) < len(found):
+            metrics.rewrite(self._path, kept)
+
+    def _record(self, step: int, row: Sequence[float]) -> Record:
+        named = zip(self._names(), row, strict=True)
+        return {"step": step, **{name: value for name, value in named if math.isfinite(value)}}
+
+    def _names(self) -> Iterator[str]:
+        yield "loss"
+        quantities = ["distance", "gradient"]
+        if isinstance(self._optimizer, PytlOptimizer):
+            quantities += ["cosine", "penalty_cosine"]
+        for quantity in quantities:
+            yield from (f"{quantity}/{block}" for block in self._blocks)
+
+    def _measures(self) -> Iterator[Tensor]:
+        """Of each quantity one number a block, float64."""
+        yield self._by_block(self._squared_distances()).sqrt()
+        if not isinstance(self._optimizer, PytlOptimizer):
+            yield self._by_block(self._squared_gradients()).sqrt()
+            return
+        pulls, penalties = self._optimizer.gram[self._rows], self._optimizer.penalty_gram[self._rows]
+        yield self._by_block(pulls[:, 0]).sqrt()
+        for gram in (pulls, penalties):
+            gg, gr, rr = (self._by_block(column) for column in gram.unbind(1))
+            yield gr / (gg * rr).sqrt()
+
+    def _by_block(self, values: Tensor) -> Tensor:
+        sums = torch.zeros(len(self._blocks), dtype=torch.float64, device=values.device)
+        return sums.index_add_(0, self._place, values.double())
+
+    def _squared_distances(self) -> Tensor:
+        found: list[Tensor] = []
+        first, size = 0, 0
+        for end, p in enumerate(self._params, 1):
+            size += p.nbytes
+            if size >= _TOGETHER or end == len(self._params):
+                moved = torch._foreach_sub(self._params[first:end], self._start[first:end])
+                found += torch._foreach_norm(moved)
+                first, size = end, 0
+        return torch.stack(found).double().square()
+
+    def _squared_gradients(self) -> Tensor:
+        zero = self._place.new_zeros((), dtype=torch.float32)
+        present = [p.grad for p in self._params if p.grad is not None]
+        norms = iter(torch._foreach_norm(present) if present else ())
+        found = [zero if p.grad is None else next(norms).float() for p in self._params]
+        return torch.stack(found).double().square()
+
+
+def _tensorboard(folder: str | Path) -> Any:
+    require("tensorboard", "tensorboard")
+    return require("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
