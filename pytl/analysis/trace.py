@@ -39,7 +39,7 @@ class Trace:
         return tuple(math.hypot(*at_one) for at_one in zip(*body, strict=True))
 
     def conflict(self) -> dict[str, float]:
-        """Block -> the share of the recorded steps in which regulariser and task are opposed; nan where there are none."""
+        """Block -> the share of recorded steps in which regulariser and task are opposed; nan where there are none."""
         found = {}
         for block, cosines in self.values.get("cosine", {}).items():
             felt = [cosine for cosine in cosines if math.isfinite(cosine)]

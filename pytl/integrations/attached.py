@@ -92,7 +92,7 @@ class AttachedRecorder:
         capacity: int = 256,
     ) -> None:
         self.every, self.out = every, None if out is None else Path(out)
-        self.options = {"head": head, "tensorboard": tensorboard, "capacity": capacity}
+        self.options: dict[str, Any] = {"head": head, "tensorboard": tensorboard, "capacity": capacity}
         self.recorder: Recorder | None = None
         self._start: dict[str, Tensor] | None = None
 

@@ -85,8 +85,8 @@ class RecorderCallback(AttachedRecorder, _callbacks.TrainerCallback):  # type: i
 
         trainer = Trainer(model=model, ..., callbacks=[pytl.integrations.hf.RecorderCallback(every=10)])
 
-    Trainer shows its callbacks no loss: lines are without. A resumed run goes on in the same file. Memory: a copy of the
-    weights from the moment the trainer is made.
+    Trainer shows its callbacks no loss: lines are without. A resumed run goes on in the same file. Memory: a copy of
+    the weights from the moment the trainer is made.
 
     Args:
         every: steps of the optimizer between lines.
