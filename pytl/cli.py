@@ -1,4 +1,4 @@
-"""The command line: ``pytl finetune``, ``advise``, ``search``, ``bench`` and ``doctor``."""
+"""The command line: ``pytl finetune``, ``advise``, ``search``, ``analyze``, ``bench`` and ``doctor``."""
 
 import argparse
 import shlex
@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from pytl.commands import advise, finetune, search
+from pytl.commands import advise, analyze, finetune, search
 
 _INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
-_RESUMABLE = ("finetune", "search")
+_RESUMABLE = {"finetune": ["--resume"], "search": ["--resume"], "analyze": []}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _resuming(arguments: Sequence[str]) -> str:
     if arguments[0] not in _RESUMABLE:
         return ""
-    more = [] if "--resume" in arguments else ["--resume"]
+    more = [] if "--resume" in arguments else _RESUMABLE[arguments[0]]
     return f"; to go on:\n  {shlex.join(['pytl', *arguments, *more])}"
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pytl", description="Fine-tuning that keeps what the network knows.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (finetune, advise, search):
+    for command in (finetune, advise, search, analyze):
         command.add(commands)
     bench = commands.add_parser("bench", help="time optimizers or feature operations against their rivals here")
     bench.set_defaults(run=lambda options: import_module("pytl.benchmark").run(options))

@@ -15,6 +15,7 @@ PYTHON_LAYERS = [
     {"pytl", "pytl.__main__"},
     {"pytl.cli"},
     {"pytl.commands"},
+    {"pytl.transferability"},
     {"pytl.study", "pytl.benchmark"},
     {"pytl.trials"},
     {"pytl.advice"},

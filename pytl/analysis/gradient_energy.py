@@ -25,7 +25,9 @@ class GradientEnergy:
     """Shares of ``|G|^2`` on singular directions, of each matrix that has a gradient.
 
     Attributes:
-        energies: matrix -> the share on each direction, the largest singular value's first; they sum to 1.
+        energies: matrix -> the share on each direction, the largest singular value's first. Of a matrix with more rows
+            than columns the last one is what lies outside of its range. They sum to 1.
+        rows: matrix -> how many directions there are, those outside of the range counted.
         norms: matrix -> ``|G|``.
         singular_values: matrix -> of the weights, descending.
         loss: at these weights.
@@ -33,6 +35,7 @@ class GradientEnergy:
     """
 
     energies: dict[str, tuple[float, ...]]
+    rows: dict[str, int]
     norms: dict[str, float]
     singular_values: dict[str, tuple[float, ...]]
     loss: float
@@ -40,16 +43,16 @@ class GradientEnergy:
 
     @property
     def principal(self) -> dict[str, float]:
-        """Matrix -> the first direction's share, over 1 / k, what a gradient without preference has on each of k."""
-        return {name: shares[0] * len(shares) for name, shares in self.energies.items()}
+        """Matrix -> the first direction's share, times the rows: 1 of a gradient without preference."""
+        return {name: shares[0] * self.rows[name] for name, shares in self.energies.items()}
 
     @property
     def top_tenth(self) -> dict[str, float]:
-        """The same of the first tenth of the directions, at least one: their mean share over 1 / k."""
+        """The same of the first tenth of the singular values' directions, at least one: their mean share."""
         found = {}
         for name, shares in self.energies.items():
-            count = max(1, round(_TENTH * len(shares)))
-            found[name] = sum(shares[:count]) / count * len(shares)
+            count = max(1, round(_TENTH * len(self.singular_values[name])))
+            found[name] = sum(shares[:count]) / count * self.rows[name]
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +73,8 @@ def plot_gradient_energy(found: Mapping[str, GradientEnergy], path: str | Path) 
             for index, (label, one) in enumerate(found.items()):
                 if name in one.energies:
                     shares = torch.tensor((0.0, *one.energies[name]), dtype=torch.float64)
-                    places = torch.linspace(0, 100, len(shares))
+                    places = torch.tensor([*range(len(one.singular_values[name]) + 1), one.rows[name]])[: len(shares)]
+                    places = 100 * places / one.rows[name]
                     axes.plot(places, 100 * shares.cumsum(0), color=pictures.COLOURS[index], linewidth=2, label=label)
             axes.plot((0, 100), (0, 100), color=pictures.INK, linewidth=1, linestyle=(0, (3, 2)))
             axes.set_title(name, fontsize=10)
@@ -95,10 +99,10 @@ def gradient_energy(
 ) -> GradientEnergy:
     """How the mean loss's gradient G lies to the singular directions of each weight matrix W.
 
-    ``W = U S V'``, convolutions as ``[out, in * kernel]``. The directions are those of the smaller side, which are a
-    basis of it: ``|u_i' G|^2 / |G|^2`` where W has no more rows than columns, else ``|G v_i|^2 / |G|^2``; so shares sum
-    to 1. Liu et al. 2019 (arXiv:1909.12031) see the gradient's principal component suppressed at pre-trained weights,
-    against random ones; this measure of it is our reading. Cost: a gradient of the samples, and an SVD of each matrix.
+    ``W = U S V'``, convolutions as ``[out, in * kernel]``; the shares are ``|u_i' G|^2 / |G|^2``. The directions are
+    those of the output, along which W lengthens a gradient that is sent back by its singular value. Liu et al. 2019
+    (arXiv:1909.12031) see the gradient's principal component suppressed at pre-trained weights, against random ones;
+    this measure of it is our reading. Cost: a gradient of the samples, and an SVD of each matrix.
 
     Args:
         model, batches, loss, samples, mode, batch: as `pytl.analysis.Objective` has them.
@@ -127,15 +131,18 @@ def gradient_energy(
             weight = w if of is None else of[name].detach().to(w.device)
             energies[name], singular_values[name] = _energy(weight.flatten(1).double(), g.flatten(1).double())
             advance()
+    rows = {name: len(w) for name, (w, _) in found.items()}
     norms = {name: float(torch.linalg.vector_norm(g, dtype=torch.float64)) for name, (_, g) in found.items()}
-    return GradientEnergy(energies, norms, singular_values, value, objective.protocol)
+    return GradientEnergy(energies, rows, norms, singular_values, value, objective.protocol)
 
 
 def _energy(weight: Tensor, gradient: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Shares and singular values, by the basis of the smaller side."""
-    u, singular, vh = torch.linalg.svd(weight, full_matrices=False)
-    along = u.T @ gradient if weight.shape[0] <= weight.shape[1] else vh @ gradient.T
+    """Shares and singular values."""
+    u, singular, _ = torch.linalg.svd(weight, full_matrices=False)
+    along = u.T @ gradient
     squares = along.square().sum(1)
+    if weight.shape[0] > weight.shape[1]:
+        squares = torch.cat([squares, (gradient - u @ along).square().sum()[None]])
     return tuple((squares / squares.sum()).tolist()), tuple(singular.tolist())
 
 

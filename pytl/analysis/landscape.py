@@ -21,6 +21,8 @@ from pytl.digest import digest
 from pytl.files import replacing
 from pytl.progress import bar
 
+_LEVELS = 15
+
 
 @dataclass(frozen=True)
 class Landscape:
@@ -56,25 +58,34 @@ class Landscape:
                 axes.set(xlabel=self.directions[0], ylabel="loss", title=f"Loss, {self.protocol.samples} samples")
             return
         with pictures.drawing(path, 4.6) as figure:
-            contours(figure, figure.subplots(), self)
+            axes, levels = figure.subplots(), loss_levels([self])
+            scale = figure.colorbar(contours(axes, self, levels), ax=axes, label="loss")
+            label_levels(scale, levels)
 
 
-def contours(figure: Any, axes: Any, found: Landscape, levels: Sequence[float] | None = None) -> None:
-    """Lines of equal loss, at levels that grow by one factor."""
-    finite = [value for row in found.losses for value in row if math.isfinite(value) and value > 0]
-    if levels is None:
-        low, high = min(finite), max(finite)
-        levels = [low * (max(high / low, 1.001)) ** (k / 14) for k in range(15)]
+def loss_levels(found: Iterable[Landscape]) -> list[float]:
+    """Levels for all of these, which grow by one factor from the least loss to the greatest."""
+    finite = [v for one in found for row in one.losses for v in row if math.isfinite(v) and v > 0] or [1.0]
+    factor = max(max(finite) / min(finite), 1.001) ** (1 / (_LEVELS - 1))
+    return [min(finite) * factor**k for k in range(_LEVELS)]
+
+
+def label_levels(scale: Any, levels: Sequence[float]) -> None:
+    """A scale of colours gets five of the levels for ticks."""
+    shown = levels[:: _LEVELS // 5]
+    scale.set_ticks(shown, labels=[f"{level:.2g}" for level in shown])
+    scale.ax.minorticks_off()
+
+
+def contours(axes: Any, found: Landscape, levels: Sequence[float]) -> Any:
+    """Areas of like loss."""
     norm = pictures.logarithmic(levels[0], levels[-1])
     columns = [[row[j] if row[j] > 0 else math.nan for row in found.losses] for j in range(len(found.second))]
     filled = axes.contourf(found.first, found.second, columns, levels=levels, norm=norm, cmap="Blues", extend="both")
     axes.plot(0, 0, "+", color=pictures.COLOURS[2], markersize=10, markeredgewidth=2)
     axes.set(xlabel=found.directions[0], ylabel=found.directions[1], title=f"Loss, {found.protocol.samples} samples")
     axes.grid(visible=False)
-    scale = figure.colorbar(filled, ax=axes, label="loss")
-    scale.ax.minorticks_off()
-    shown = [levels[k] for k in range(0, len(levels), max(1, len(levels) // 5))]
-    scale.set_ticks(shown, labels=[f"{value:.2g}" for value in shown])
+    return filled
 
 
 def loss_landscape(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pytl import files
 from pytl.data import Task, batches
@@ -62,12 +63,27 @@ def source_digits(task: Task, seed: int, cache: Path) -> DigitsNet:
         if path.exists():
             network.load_state_dict(checkpoint.load(path))
             return network
-        loader = batches(task.source, _SOURCE_BATCH, shuffle=True)
-        epochs = math.ceil(_SOURCE_STEPS / len(loader))
-        alone = Method("source")  # the task's gradient and nothing else
-        finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False)
+        _pretrain(network, task.source, seed)
         checkpoint.save(path, network.state_dict())
         return network
+
+
+def _pretrain(network: DigitsNet, source: Dataset[Any], seed: int, **kept: Any) -> None:
+    loader = batches(source, _SOURCE_BATCH, shuffle=True)
+    epochs = math.ceil(_SOURCE_STEPS / len(loader))
+    alone = Method("source")  # the task's gradient and nothing else
+    finetune(network, loader, method=alone, epochs=epochs, lr=_SOURCE_LR, seed=seed, progress=False, **kept)
+
+
+def source_stages(task: Task, seed: int, cache: Path, count: int) -> Path:
+    """The folder of a digits source's checkpoints: at its start, `count` on the way, and its end."""
+    if task.source is None:
+        raise ValueError(f"task must have a source; got {task.name!r} without one")
+    folder = files.writable_folder(cache) / f"{task.source_name}-{seed}-{count}-stages"
+    with files.locked(folder):
+        torch.manual_seed(seed)
+        _pretrain(DigitsNet(10), task.source, seed, out=folder, snapshots=count, resume=True)
+    return folder
 
 
 def pretrained_digits(task: Task, seed: int, cache: Path) -> nn.Module:

@@ -1,0 +1,190 @@
+"""The runs that are analysed: which folders hold them, and what they were runs of."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytl import metrics
+from pytl.analysis.stages import stage_files
+from pytl.data import Task
+from pytl.depth import HEAD, placed
+from pytl.study.comparison import Study
+from pytl.study.subject import folder_name
+from pytl.weight_files import open_weights, read_weights, some
+
+_SEED = re.compile(r"seed-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder.
+
+    Attributes:
+        task: the name of its task, ``"digits:mirrored"``.
+        method, seed: as in the comparison that it is of.
+        folder: with ``start.pt``, ``checkpoint.pt`` and perhaps ``snapshots/``.
+        study: data, network and training of the comparison.
+    """
+
+    task: str
+    method: str
+    seed: int
+    folder: Path
+    study: Study = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.method}, seed {self.seed}"
+
+    @property
+    def data(self) -> Task:
+        name = self.task.removeprefix("digits:") if self.study.on_digits else self.study.data
+        return _task(self.study, name, self.seed if self.study.on_digits else 0)
+
+    def network(self, weights: Path) -> nn.Module:
+        """The network with a checkpoint's weights, on the study's device, in evaluation mode."""
+        network = self.study.network(self.data, self.seed, self.study.out / "sources")
+        network.load_state_dict(read_weights(weights))
+        return network.to(self.study.place).eval()
+
+    @property
+    def accuracy(self) -> float | None:
+        """After the last epoch; None where it was not measured."""
+        epochs = [record for record in metrics.read(self.folder / "metrics.jsonl") if "epoch" in record]
+        return epochs[-1].get("accuracy") if epochs else None
+
+    @property
+    def start(self) -> Path:
+        return self.folder / "start.pt"
+
+    @property
+    def end(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def path(self) -> list[tuple[str, Path]]:
+        """The weights along the way, from the start to the end: names and files."""
+        return [(file.stem, file) for file in stage_files(self.folder)]
+
+
+@cache
+def _task(study: Study, name: str, seed: int) -> Task:
+    """A folder's images are read once for all seeds."""
+    return study.task(name, seed)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What folders hold.
+
+    Attributes:
+        runs: in the order of tasks, methods and seeds as found.
+        left_out: folder -> why.
+    """
+
+    runs: list[Run]
+    left_out: dict[str, str]
+
+
+def find(folders: Sequence[Path], given: Study | None = None, device: str | None = None) -> Found:
+    """The runs in these folders: those of comparisons (``study.json``), runs themselves, and folders around them.
+
+    Args:
+        folders: to look in.
+        given: data and network for runs that no ``study.json`` says it of.
+        device: where to compute; None: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: no run that can be analysed, with the reasons; runs of several architectures.
+    """
+    runs: list[Run] = []
+    left_out: dict[str, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"run must be a folder of a run or a comparison; {folder} is none")
+        for path in _candidates(folder):
+            run, reason = _run(path, given, device)
+            if run and run.folder not in [known.folder for known in runs]:
+                runs.append(run)
+            elif reason:
+                left_out[str(path)] = reason
+    if not runs:
+        reasons = [f"{path}: {reason}" for path, reason in left_out.items()] or ["they hold no runs"]
+        raise ValueError(f"runs must be folders that can be analysed; {some(reasons)}")
+    _refuse_other_architectures(runs)
+    return Found(runs, left_out)
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Folders that are runs, or look as if they were to be."""
+    marks = [*folder.rglob("metrics.jsonl"), *folder.rglob("checkpoint.pt")]
+    runs = {mark.parent for mark in marks if "sources" not in mark.relative_to(folder).parts}
+    yield from sorted(runs, key=lambda path: (str(path.parent), _seed_of(path)))
+    if not runs:
+        yield folder
+
+
+def _seed_of(path: Path) -> int:
+    found = _SEED.search(path.name)
+    return int(found[1]) if found else 0
+
+
+def _run(path: Path, given: Study | None, device: str | None) -> tuple[Run | None, str]:
+    """The run in a folder, or why there is none."""
+    for name, hint in (("checkpoint.pt", "has no checkpoint"), ("start.pt", "has no start.pt: resume it once")):
+        if not (path / name).exists():
+            return None, hint
+    try:
+        study = _study_around(path, device) or given
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"its study.json cannot be read: {error}"
+    if study is None:
+        return None, "has no study.json above it: say --data and --model"
+    named = _SEED.search(path.name)
+    task = {folder_name(t.name): t.name for t in (_task(study, n, 0) for n in study.task_names)}
+    only = next(iter(task.values())) if len(task) == 1 else ""
+    name = task.get(path.parent.parent.name, only)
+    if not name:
+        return None, f"is of none of the tasks {', '.join(task.values())}"
+    return Run(name, path.parent.name if named else path.name, _seed_of(path), path, study), ""
+
+
+def _study_around(path: Path, device: str | None) -> Study | None:
+    for folder in path.resolve().parents:
+        file = folder / "study.json"
+        if file.exists():
+            known = {one.name for one in fields(Study)}
+            found: dict[str, Any] = {k: v for k, v in json.loads(file.read_text()).items() if k in known}
+            plan = found.pop("plan", None)
+            methods = tuple(m for m in found.pop("methods") if plan or not m.startswith("plan")) or ("plain",)
+            return Study(**found, methods=methods, out=folder, plan=None if plan is None else Path(plan), device=device)
+    return None
+
+
+def _refuse_other_architectures(runs: Iterable[Run]) -> None:
+    """By names and shapes of all tensors but the head's, which tasks with other classes have otherwise."""
+    first: tuple[Run, dict[str, torch.Size]] | None = None
+    heads: set[str] | None = None
+    for run in runs:
+        entries, _ = open_weights(run.end, "run")
+        if heads is None:
+            network = run.study.network(run.data, run.seed, run.study.out / "sources")
+            heads = {name for name, block in placed(network, run.study.head_name).items() if block == HEAD}
+        body = {name: entry.shape for name, entry in entries.items() if name not in heads}
+        if first is None:
+            first = run, body
+        elif body != first[1]:
+            differ = sorted(n for n in {*body, *first[1]} if body.get(n) != first[1].get(n))
+            raise ValueError(
+                f"runs must have one architecture; {run.folder} and {first[0].folder} differ in {len(differ)} tensors: "
+                f"{some(differ)}"
+            )
