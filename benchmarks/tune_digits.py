@@ -17,6 +17,7 @@ from statistics import fmean
 import torch
 
 from pytl.data import Task, batches, digits
+from pytl.plan import Rules
 from pytl.study.networks import pretrained_digits
 from pytl.training.fine_tuning import finetune
 from pytl.training.methods import Method, parse
@@ -26,6 +27,7 @@ SEEDS = range(1000, 1004)
 LEARNING_RATES = (0.02, 0.03, 0.05)
 STRENGTHS = {
     "plain": (0.0, 0.01, 0.03, 0.1),
+    "scratch": (0.0, 0.001, 0.005, 0.03),
     "delta": (0.01, 0.03, 0.1, 0.64),
     "at": (0.1, 1.0, 10.0, 100.0),
     "distillation": (0.01, 0.03, 0.1, 1.0),
@@ -47,6 +49,8 @@ def with_strength(name: str, value: float) -> Method:
     method = parse(name)
     if method.penalties:
         return replace(method, penalties=dict.fromkeys(method.penalties, value))
+    if isinstance(method.plan, Rules):
+        return replace(method, plan=replace(method.plan, weight_decay=value))
     if method.noise:
         return replace(method, noise=dict.fromkeys(method.noise, value))
     return replace(method, **{OPTIONS.get(name, "sp_decay"): value})

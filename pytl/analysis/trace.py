@@ -14,8 +14,8 @@ from pytl.depth import HEAD
 QUANTITIES = {
     "distance": "|w - w0|",
     "gradient": "gradient norm",
-    "cosine": "cosine of the task's and the regulariser's gradient",
-    "penalty_cosine": "cosine of the task's and the penalty's gradient",
+    "cosine": "cosine of task and regulariser",
+    "penalty_cosine": "cosine of task and penalty",
 }
 
 
@@ -99,5 +99,5 @@ def heat_map(figure: Any, axes: Any, trace: Trace, quantity: str) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("block")
     axes.grid(visible=False)
-    axes.set_title("In conflict where red" if signed else QUANTITIES[quantity].capitalize())
+    axes.set_title("Gradients, in conflict where red" if signed else "By block and step")
     figure.colorbar(mesh, ax=axes, label=QUANTITIES[quantity])

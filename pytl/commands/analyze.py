@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     )
     page = report.write(result, out)
     for claim in result.claims:
-        print(f"{claim.number}. {claim.statement}:\n   {claim.summary}\n")
+        print("\n   - ".join([f"{claim.number}. {claim.statement}", *claim.summary]), end="\n\n")
     for name, reason in (result.failures | result.found.left_out).items():
         print(f"left out: {name}: {reason}")
     print(f"report: {page}")

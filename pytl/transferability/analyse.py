@@ -31,7 +31,7 @@ Watch = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the runs; checked when made.
+    """What is asked of the runs; checked when made, the folder of stages too.
 
     Attributes:
         claims: numbers.
@@ -52,6 +52,8 @@ class Asked:
             raise ValueError(f"claims must be among {', '.join(map(str, CLAIMS))}; got {[*self.claims]}")
         if self.stage_measure not in STAGE_MEASURES:
             raise ValueError(f"stage_measure must be one of {', '.join(STAGE_MEASURES)}; got {self.stage_measure!r}")
+        if self.stages is not None:
+            analysis.stage_files(self.stages)
         if self.stage_count < 1:
             raise ValueError(f"stage_count must be >= 1; got {self.stage_count}")
 

@@ -55,16 +55,21 @@ class Claim:
     lacking: str = ""
 
     @property
-    def summary(self) -> str:
-        """What this data shows, in a sentence."""
-        if not self.findings:
-            return f"Not measured: {self.lacking}."
-        parts = []
-        for quantity in dict.fromkeys(one.quantity for one in self.findings):
-            mine = [one.verdict for one in self.findings if one.quantity == quantity]
+    def by_quantity(self) -> dict[str, list[Finding]]:
+        found: dict[str, list[Finding]] = {}
+        for one in self.findings:
+            found.setdefault(one.quantity, []).append(one)
+        return found
+
+    @property
+    def summary(self) -> list[str]:
+        """What these data show, a sentence a quantity."""
+        sentences = []
+        for quantity, findings in self.by_quantity.items():
+            mine = [one.verdict for one in findings]
             counts = [f"{mine.count(v)} {v}" for v in (SUPPORTED, CONTRADICTED, OPEN) if v in mine]
-            parts.append(f"{quantity}: {', '.join(counts)}, of {len(mine)}")
-        return f"{'. '.join(parts)}.{f' Not measured: {self.lacking}.' if self.lacking else ''}"
+            sentences.append(f"{quantity}: {', '.join(counts)}")
+        return [*sentences, *[f"not measured: {self.lacking}"] * bool(self.lacking)]
 
 
 def verdict(estimate: Interval, neutral: float, wanted: int) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from pytl import analysis
+from pytl.analysis.objective import MODES
 from pytl.data import batches, image_folder
 from pytl.digest import digest
 from pytl.features import head_input
@@ -48,13 +49,18 @@ class Protocol:
     points: int = 21
 
     def __post_init__(self) -> None:
-        if self.samples < 4:
-            raise ValueError(f"samples must be >= 4; got {self.samples}")
+        least = {"samples": 4, "trace": 6, "batch": 1}
+        for name, value in least.items():
+            if (given := getattr(self, name)) is not None and given < value:
+                raise ValueError(f"{name} must be >= {value}; got {given}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        if self.points < 0 or (self.points and (self.points < 3 or self.points % 2 == 0)):
+            raise ValueError(f"points must be 0, or odd and >= 3; got {self.points}")
 
-    @property
-    def loss(self) -> dict[str, Any]:
-        """What every measure of the loss is called with."""
-        return {"samples": None, "mode": self.mode, "batch": self.batch, "progress": False}
+    def loss(self, batch: int | None = None) -> dict[str, Any]:
+        """What every measure of the loss is called with; `batch`: what memory has been found to hold."""
+        return {"samples": None, "mode": self.mode, "batch": batch or self.batch, "progress": False}
 
 
 class Kept:
@@ -117,13 +123,14 @@ def of_run(run: Run, protocol: Protocol) -> Measured:
     data = [*drawn(run.data.train, protocol.samples)]
     head = run.study.head_name
     start, end = run.network(run.start), run.network(run.end)
+    sharpness = analysis.sharpness(end, data, trace=protocol.trace, **protocol.loss())
+    loss = protocol.loss(sharpness.protocol.at_a_time)
     found: Measured = {
         "distance": analysis.distance(end, start, head=head).to_dict(),
-        "sharpness": analysis.sharpness(end, data, trace=protocol.trace, **protocol.loss).to_dict(),
-        "energy": analysis.gradient_energy(start, data, head=head, **protocol.loss).to_dict(),
+        "sharpness": sharpness.to_dict(),
+        "energy": analysis.gradient_energy(start, data, head=head, **loss).to_dict(),
         "path": [
-            {"at": name, **analysis.smoothness(run.network(path), data, **protocol.loss).to_dict()}
-            for name, path in run.path
+            {"at": name, **analysis.smoothness(run.network(path), data, **loss).to_dict()} for name, path in run.path
         ],
     }
     if run.data.source is not None and run.method != SCRATCH:
@@ -147,7 +154,7 @@ def landscape(run: Run, protocol: Protocol, cache: Path) -> analysis.Landscape:
         [*drawn(run.data.train, protocol.samples)],
         points=protocol.points,
         cache=cache,
-        **protocol.loss,
+        **protocol.loss(),
     )
 
 
