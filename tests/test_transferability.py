@@ -116,7 +116,7 @@ def test_folders_without_a_checkpoint_or_a_start_are_left_out_and_named(copied: 
 
 def test_nothing_to_analyse_is_refused_with_the_reasons(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="folders that can be analysed.*has no checkpoint"):
+    with pytest.raises(ValueError, match=r"folders that can be analysed.*has no checkpoint"):
         find([tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match="run must be a folder"):
         find([tmp_path / "nowhere"])
@@ -296,7 +296,7 @@ def test_all_is_written_as_one_page_json_and_pictures(study: Path, kept: Path, t
     text = page.read_text()
     assert "<img" in text
     assert "http" not in text.replace("data:image", "").split("<main>")[0]
-    found = json.loads((tmp_path / "analysis.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    found = json.loads((tmp_path / "analysis.json").read_text(), parse_constant=pytest.fail)
     assert len(found["runs"]) == 6
     assert [claim["number"] for claim in found["claims"]] == [1, 2, 3, 4]
     names = {path.name for path in (tmp_path / "figures").iterdir()}
