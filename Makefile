@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := CMakeLists.txt $(shell find csrc -type f)
 BUILD_TOOLS := setuptools cmake ninja pybind11
 
-.PHONY: demo study transfer test lint format bench gpu clean
+.PHONY: demo study transfer claims test lint format bench gpu clean
 
 demo: .venv/native
 	$(BIN)/pytl finetune --data digits --method plain l2sp dtnh grod --out runs/demo --resume
@@ -31,6 +31,15 @@ transfer: .venv/native
 	(echo '$(PLANNED)'; $(BIN)/$(PLANNED) --out runs/planned --resume) > runs/planned.txt
 	sed 's/ *$$//; /^report: /d' runs/search.txt runs/planned.txt > benchmarks/results/transfer_digits.txt
 	cat benchmarks/results/transfer_digits.txt
+
+# Four claims on transferability (arXiv:1909.12031) on the five tasks, half of the target's images; the text is kept.
+CLAIMS := pytl finetune --data digits --share 0.5 --seeds 5 --method scratch plain l2sp dtnh --snapshots 4 --record 10
+claims: .venv/native
+	mkdir -p runs
+	(echo '$(CLAIMS)'; $(BIN)/$(CLAIMS) --out runs/claims --resume) > runs/claims.txt
+	(cat runs/claims.txt; echo 'pytl analyze runs/claims'; $(BIN)/pytl analyze runs/claims) > runs/analysis.txt
+	sed 's/ *$$//; /^report: /d' runs/analysis.txt > benchmarks/results/claims_digits.txt
+	cat runs/analysis.txt
 
 test: .venv/native lint
 	$(BIN)/python -m pytest

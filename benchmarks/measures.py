@@ -12,6 +12,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,15 @@ def textbook_eigenvalue(model: nn.Module, batches: list[tuple[torch.Tensor, torc
     weights = {name: p.detach() for name, p in model.named_parameters()}
     sizes = [w.numel() for w in weights.values()]
 
+    def loss(weights: dict[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(functional_call(model, weights, (images,)).logits, labels)
+
     def product(vector: np.ndarray) -> np.ndarray:
         pieces = torch.from_numpy(vector.astype(np.float32)).split(sizes)
         along = {name: piece.view_as(w) for (name, w), piece in zip(weights.items(), pieces, strict=True)}
         total = torch.zeros(sum(sizes))
         for images, labels in batches:
-            _, pull = vjp(grad(lambda w: cross_entropy(functional_call(model, w, (images,)).logits, labels)), weights)
+            _, pull = vjp(partial(grad(loss), images=images, labels=labels), weights)
             total += torch.cat([x.flatten() for x in pull(along)[0].values()]) * len(labels) / SAMPLES
         return total.numpy()
 
