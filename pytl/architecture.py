@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -105,6 +105,20 @@ def _names_of(model: nn.Module, part: str | nn.Module) -> list[str]:
         known = {name.rpartition(".")[0] for name in named}
         raise ValueError(f"head must name layers of the model that have parameters; got {part!r}{nearest(part, known)}")
     return names
+
+
+def differing(body: Mapping[str, Sequence[int]], there: Mapping[str, Sequence[int]]) -> list[str]:
+    """The tensors in which a checkpoint differs from a network's body, by name and shape: "layer1.weight [4, 3] ...".
+
+    What the checkpoint has beside, in a module that the body has a part of, as another layer of a row, differs as well;
+    what stands elsewhere is a head.
+    """
+    parts = {name.partition(".")[0] for name in body}
+    beside = [name for name in there if name not in body and name.partition(".")[0] in parts]
+    lacking = [
+        f"{n} {[*s]}, there {[*there[n]] if n in there else 'nothing'}" for n, s in body.items() if there.get(n) != s
+    ]
+    return [*lacking, *(f"{name}, there alone" for name in beside)]
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -33,9 +33,19 @@ def read(path: Path) -> list[Record]:
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Adds lines at the end."""
+    """Adds lines at the end; what a kill has left of a line goes, as in `read`."""
+    if not _ends_a_line(path):
+        rewrite(path, read(path))
     with open(path, "ab") as file:
         file.writelines(map(_line, records))
+
+
+def _ends_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read() == b"\n"
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class Recorder:
         with torch.no_grad():
             self._start = [p.clone() if start is None else start[named[p]].to(p) for p in self._params]
         self._kept: list[tuple[int, Tensor]] = []
-        self._writer = None if tensorboard is None else _tensorboard(tensorboard)
+        self._events = None if tensorboard is None else partial(_writer(), str(tensorboard))
+        self._writer: Any = None
 
     @torch.no_grad()
     def step(self, loss: Tensor | float | None = None) -> None:
@@ -102,7 +104,9 @@ class Recorder:
         if self.steps % self.every:
             return
         here = self._place.device
-        value = torch.as_tensor(float("nan") if loss is None else loss, dtype=torch.float64).detach().to(here)
+        if not isinstance(loss, Tensor):  # made there: a copy from the host would wait
+            loss = torch.full((), float("nan") if loss is None else loss, dtype=torch.float64, device=here)
+        value = loss.detach().to(here, torch.float64)
         self._kept.append((self.steps, torch.cat([value.reshape(1), *self._measures()])))
         if len(self._kept) >= self._capacity:
             self.flush()
@@ -115,10 +119,12 @@ class Recorder:
         records = [self._record(step, row) for (step, _), row in zip(self._kept, rows, strict=True)]
         self._kept.clear()
         metrics.append(self._path, records)
+        if self._events and self._writer is None:  # events of later steps are of a run that was killed
+            self._writer = self._events(purge_step=records[0]["step"])
         for record in records if self._writer else ():
             for name, number in record.items():
                 if name != "step":
-                    self._writer.add_scalar(name, number, record["step"])  # type: ignore[union-attr]
+                    self._writer.add_scalar(name, number, record["step"])
 
     def close(self) -> None:
         """Writes what is kept, and closes TensorBoard's file."""
@@ -130,9 +136,7 @@ class Recorder:
         """Goes on after so many steps, as a resumed run does: lines of later ones are taken out of the file."""
         self.steps = steps
         found = metrics.read(self._path)
-        kept = [record for record in found if (record.get("step") or 0) <= steps]
-        if len(kept) < len(found):
-            metrics.rewrite(self._path, kept)
+        metrics.rewrite(self._path, [record for record in found if (record.get("step") or 0) <= steps])
 
     def _record(self, step: int, row: Sequence[float]) -> Record:
         named = zip(self._names(), row, strict=True)
@@ -152,6 +156,9 @@ class Recorder:
         if not isinstance(self._optimizer, PytlOptimizer):
             yield self._by_block(self._squared_gradients()).sqrt()
             return
+        if self._optimizer._plan is None:  # a scaler has skipped the first steps
+            yield self._start[0].new_full((3 * len(self._blocks),), float("nan"), dtype=torch.float64)
+            return
         pulls, penalties = self._optimizer.gram[self._rows], self._optimizer.penalty_gram[self._rows]
         yield self._by_block(pulls[:, 0]).sqrt()
         for gram in (pulls, penalties):
@@ -169,18 +176,23 @@ class Recorder:
             size += p.nbytes
             if size >= _TOGETHER or end == len(self._params):
                 moved = torch._foreach_sub(self._params[first:end], self._start[first:end])
-                found += torch._foreach_norm(moved)
+                found += _norms(moved)
                 first, size = end, 0
-        return torch.stack(found).double().square()
+        return torch.stack(found).square()
 
     def _squared_gradients(self) -> Tensor:
-        zero = self._place.new_zeros((), dtype=torch.float32)
+        zero = self._place.new_zeros((), dtype=torch.float64)
         present = [p.grad for p in self._params if p.grad is not None]
-        norms = iter(torch._foreach_norm(present) if present else ())
-        found = [zero if p.grad is None else next(norms).float() for p in self._params]
-        return torch.stack(found).double().square()
+        norms = iter(_norms(present))
+        found = [zero if p.grad is None else next(norms) for p in self._params]
+        return torch.stack(found).square()
 
 
-def _tensorboard(folder: str | Path) -> Any:
+def _norms(tensors: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    """In float64: in half precision a norm has three digits, and overflows."""
+    return [*torch._foreach_norm(tensors, dtype=torch.float64)] if tensors else []
+
+
+def _writer() -> Any:
     require("tensorboard", "tensorboard")
-    return require("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
+    return require("torch.utils.tensorboard", "tensorboard").SummaryWriter

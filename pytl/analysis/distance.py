@@ -23,7 +23,8 @@ class Distance:
     Attributes:
         tensors, blocks: name -> ``|w - w0|``; blocks from the input on, the head last.
         start: block -> ``|w0|``.
-        new: blocks that the start lacks, or has in another shape, as a head for other classes; they count nowhere.
+        new: blocks with parameters that the start lacks, or has in another shape, as a head for other classes; those
+            parameters count nowhere.
     """
 
     tensors: dict[str, float]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pytl import pictures
 from pytl.analysis.micro_batches import MicroBatches
-from pytl.architecture import Head, unwrapped
+from pytl.architecture import Head, differing, unwrapped
 from pytl.batch import Batch, evaluating
 from pytl.depth import HEAD, placed
 from pytl.intervals import Interval
@@ -114,7 +114,7 @@ def _joined(source: nn.Module, tuned: nn.Module, head: Head | None) -> tuple[nn.
     """The source network with the fine-tuned body, a copy; and the body's blocks."""
     blocks, state, there = placed(source, head), source.state_dict(), tuned.state_dict()
     body = [name for name in state if blocks.get(name, HEAD) != HEAD]
-    if other := [n for n in body if n not in there or there[n].shape != state[n].shape]:
+    if other := differing({name: state[name].shape for name in body}, {name: t.shape for name, t in there.items()}):
         raise ValueError(f"after must have the body of before; {len(other)} tensors differ: {', '.join(other[:3])}")
     joined = copy.deepcopy(source)
     joined.load_state_dict({**state, **{name: there[name] for name in body}})

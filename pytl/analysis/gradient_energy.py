@@ -72,10 +72,8 @@ def plot_gradient_energy(found: Mapping[str, GradientEnergy], path: str | Path) 
         for axes, name in zip(panels, names, strict=False):
             for index, (label, one) in enumerate(found.items()):
                 if name in one.energies:
-                    shares = torch.tensor((0.0, *one.energies[name]), dtype=torch.float64)
-                    places = torch.tensor([*range(len(one.singular_values[name]) + 1), one.rows[name]])[: len(shares)]
-                    places = 100 * places / one.rows[name]
-                    axes.plot(places, 100 * shares.cumsum(0), color=pictures.COLOURS[index], linewidth=2, label=label)
+                    colour = pictures.COLOURS[index % len(pictures.COLOURS)]
+                    axes.plot(*_added_up(one, name), color=colour, linewidth=2, label=label)
             axes.plot((0, 100), (0, 100), color=pictures.INK, linewidth=1, linestyle=(0, (3, 2)))
             axes.set_title(name, fontsize=10)
         for axes in panels[len(names) :]:
@@ -83,6 +81,17 @@ def plot_gradient_energy(found: Mapping[str, GradientEnergy], path: str | Path) 
         panels[0].legend(fontsize=9)
         figure.supxlabel("singular directions, the largest value's first, %", fontsize=11)
         figure.supylabel("share of the gradient's energy, %", fontsize=11)
+
+
+def _colour(index: int) -> str:
+    return pictures.COLOURS[index % len(pictures.COLOURS)]
+
+
+def _added_up(found: GradientEnergy, name: str) -> tuple[Tensor, Tensor]:
+    """How many of the directions, and the energy on them, both in %."""
+    shares = torch.tensor((0.0, *found.energies[name]), dtype=torch.float64)
+    counts = torch.tensor([*range(len(found.singular_values[name]) + 1), found.rows[name]])[: len(shares)]
+    return 100 * counts / found.rows[name], 100 * shares.cumsum(0)
 
 
 def gradient_energy(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pytl.architecture import Head, unwrapped
-from pytl.batch import Batch, evaluating
+from pytl.analysis.objective import Loss, Objective
+from pytl.architecture import Head
 from pytl.depth import depth_blocks
 from pytl.pictures import COLOURS, INK, drawing
 
@@ -43,7 +43,7 @@ class GradientNorms:
 def gradient_norms(
     model: nn.Module,
     batches: Iterable[Any],
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    loss: Loss = cross_entropy,
     *,
     head: Head | None = None,
 ) -> GradientNorms:
@@ -62,30 +62,14 @@ def gradient_norms(
     Raises:
         ValueError: no batch, or no parameter that is trained.
     """
-    network = unwrapped(model)
-    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    if not named:
-        raise ValueError("model must have a parameter with requires_grad=True; got none")
-    device = next(iter(named.values())).device
-    sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in named.values()]
-    total, samples = 0.0, 0
-    with evaluating(network), torch.enable_grad():
-        for batch in batches:
-            one = Batch.of(batch, device)
-            value = loss(one.logits(network), one.labels)
-            for own, g in zip(sums, torch.autograd.grad(value, [*named.values()], allow_unused=True), strict=True):
-                if g is not None:
-                    own.add_(g, alpha=one.samples)
-            total, samples = total + float(value.detach()) * one.samples, samples + one.samples
-    if not samples:
-        raise ValueError("batches must give at least one batch; got none")
-    squares = [float(own.norm()) ** 2 for own in sums]
-    norms: dict[str, float] = {}
-    square_of = dict(zip(named, squares, strict=True))
-    for block in depth_blocks(network, head):
-        if trained := [square_of[name] for name in block.parameters if name in square_of]:
-            norms[block.name] = sum(trained)
-    return GradientNorms({block: math.sqrt(s) / samples for block, s in norms.items()}, total / samples, samples)
+    objective = Objective(model, batches, loss)
+    value, gradient = objective.gradient()
+    norms = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradient]
+    norm_of, by_block = dict(zip(objective.names, norms, strict=True)), {}
+    for block in depth_blocks(model, head):
+        if trained := [norm_of[name] for name in block.parameters if name in norm_of]:
+            by_block[block.name] = math.hypot(*trained)
+    return GradientNorms(by_block, value, objective.protocol.samples)
 
 
 def plot_gradient_norms(found: Mapping[str, GradientNorms], path: str | Path) -> None:

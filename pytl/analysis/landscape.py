@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -18,7 +19,7 @@ from pytl.analysis.directions import moved, random_direction
 from pytl.analysis.objective import Loss, Objective, Protocol
 from pytl.architecture import unwrapped
 from pytl.digest import digest
-from pytl.files import replacing
+from pytl.files import replacing, writable_folder
 from pytl.progress import bar
 
 _LEVELS = 15
@@ -113,8 +114,8 @@ def loss_landscape(
 
     Args:
         model, batches, loss, samples, mode, batch: as `pytl.analysis.Objective` has them.
-        to: another checkpoint of the network, a module or a state dict: d1 leads there, a = 1 is there, and a runs from
-            -0.5 to 1.5.
+        to: another checkpoint of the network, a module or a state dict: d1 leads there, with frozen parameters and
+            BatchNorm's statistics, a = 1 is there, and a runs from -0.5 to 1.5.
         dimensions: 1 or 2.
         points: on each axis, odd, so that 0 is one of them; between checkpoints 5, 9, 13, ..., so that 1 is another.
         reach: along random directions a and b run from -reach to reach.
@@ -128,8 +129,8 @@ def loss_landscape(
         ValueError: an argument out of range; a loss at w that is not finite; a cache of something else, or broken.
     """
     _check(dimensions, points, reach, to is not None)
-    objective = Objective(model, batches, loss, samples=samples, mode=mode, batch=batch)
-    directions = [random_direction(objective.start, seed + k, normalisation) for k in range(dimensions)]
+    objective = Objective(model, batches, loss, samples=samples, mode=mode, batch=batch, frozen=to is not None)
+    directions = [_drawn(objective, seed + k, normalisation) for k in range(dimensions)]
     names = [f"{normalisation}-normalised direction {k + 1}" for k in range(dimensions)]
     first = axis = tuple(reach * (2 * k / (points - 1) - 1) for k in range(points))
     if to is not None:
@@ -139,7 +140,8 @@ def loss_landscape(
     if not math.isfinite(centre := objective.value()):
         raise ValueError(f"loss must be finite at the model's weights; got {centre}")
     ends = digest([(name, d) for name, direction in zip(names, directions, strict=True) for d in direction])
-    known = _Known(None if cache is None else Path(cache), f"{objective.fingerprint()} {ends} {first} {second}")
+    about = f"{objective.fingerprint()} {centre:.4g} {ends} {first} {second}"  # losses of one name differ at the centre
+    known = _Known(None if cache is None else Path(cache), about)
     cost = f"landscape: {len(first) * len(second)} forward passes of {objective.protocol.samples} samples"
     with bar(cost, len(first) * len(second), len(known.losses), progress) as advance, known:
         for i, j in product(range(len(first)), range(len(second))):
@@ -164,13 +166,20 @@ def _check(dimensions: int, points: int, reach: float, between: bool) -> None:
         raise ValueError(f"reach must be > 0 and finite; got {reach}")
 
 
+def _drawn(objective: Objective, seed: int, normalisation: str) -> list[Tensor]:
+    """A random direction of the trained weights."""
+    drawn = random_direction(objective.start, seed, normalisation)
+    trained = [name in objective.trained for name in objective.names]
+    return [d if own else torch.zeros_like(d) for d, own in zip(drawn, trained, strict=True)]
+
+
 def _towards(objective: Objective, to: nn.Module | Mapping[str, Tensor]) -> list[Tensor]:
     """From the objective's weights to those of a checkpoint.
 
     Raises:
         ValueError: a parameter that the checkpoint lacks, or has in another shape: the first few are named.
     """
-    there = dict(unwrapped(to).named_parameters()) if isinstance(to, nn.Module) else to
+    there = unwrapped(to).state_dict(keep_vars=True) if isinstance(to, nn.Module) else to
     named = dict(zip(objective.names, objective.start, strict=True))
     if other := [n for n, w in named.items() if n not in there or there[n].shape != w.shape]:
         shapes = [f"{n} {[*named[n].shape]}, there {[*there[n].shape] if n in there else 'nothing'}" for n in other[:3]]
@@ -184,6 +193,8 @@ class _Known:
     def __init__(self, path: Path | None, about: str) -> None:
         self._path, self._about = path, about
         self.losses: dict[tuple[int, int], float] = {}
+        if path is not None:
+            writable_folder(path.parent, "cache")
         if path is None or not path.exists():
             return
         try:

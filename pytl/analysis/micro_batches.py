@@ -43,6 +43,8 @@ class MicroBatches:
                 raise ValueError(f"{name} must be None or >= 1; got {count}")
         with undisturbed(batches):
             self.batches = [*_first(batches, device, samples)]
+        if not all(one.samples for one in self.batches):
+            raise ValueError("batches must have >= 1 sample each; got one with none")
         self.samples = sum(one.samples for one in self.batches)
         self.at_a_time = min(at_a_time or self.samples, max(one.samples for one in self.batches))
         self.halvings = 0

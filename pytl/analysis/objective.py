@@ -18,7 +18,7 @@ from pytl.analysis.micro_batches import MicroBatches
 from pytl.architecture import unwrapped
 from pytl.batch import Batch, evaluating
 from pytl.digest import digest
-from pytl.seeding import seeded
+from pytl.seeding import seeded, undisturbed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) -> mean over the batch."""
@@ -53,8 +53,8 @@ class Protocol:
 class Objective:
     """``L(w)``, the mean loss over all samples, on copies of a model's weights: the model stays as it is, to the bit.
 
-    Weights are given as lists of tensors in the order of `names`; those that are not trained stay the model's. Noise of
-    the network's own draws the same numbers in each pass, and everybody else's random numbers go on as before.
+    Weights are given as lists of tensors in the order of `names`; all others stay the model's. Noise of the network's
+    own draws the same numbers in each pass, and everybody else's random numbers go on as before.
 
     Args:
         model: any module; wrappers do not count.
@@ -62,14 +62,16 @@ class Objective:
         loss: (logits, labels) -> mean over the batch.
         samples: how many of the batches' are taken, from the first on; None: all.
         mode: ``"eval"``: evaluation mode; ``"fixed-bn"``: the same, but BatchNorm has the statistics of these samples
-            at the model's own weights (the mean over batches), once and for all.
+            at the model's own weights (the mean over parts), once and for all.
         batch: at most so many samples at a time; None: as many as a batch has. Halved, with a warning, and counted,
             where memory runs out.
         dtype: of the computation; None: the model's, or float32 where that is 16-bit.
+        frozen: parameters that are not trained are weights as well, and in evaluation mode BatchNorm's statistics.
 
     Attributes:
-        names: of the trained parameters.
+        names: of the weights.
         start: their values, no copies where the dtype is theirs.
+        trained: the names of those parameters that are.
 
     Raises:
         ValueError: no batch, an unknown mode, or no parameter that is trained.
@@ -85,18 +87,23 @@ class Objective:
         mode: str = "eval",
         batch: int | None = None,
         dtype: torch.dtype | None = None,
+        frozen: bool = False,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
         self._network, self._loss, self._dtype, self._mode = unwrapped(model), loss, dtype, mode
-        trained = {name: p.detach() for name, p in self._network.named_parameters() if p.requires_grad}
-        if not trained:
+        parameters = dict(self._network.named_parameters())
+        buffers = {name: b.clone() for name, b in self._network.named_buffers()}
+        self.trained = {name for name, p in parameters.items() if p.requires_grad}
+        if not self.trained:
             raise ValueError("model must have a parameter with requires_grad=True; got none")
-        self.names, self.start = [*trained], [self._cast(p) for p in trained.values()]
+        moving = [name for name in parameters if frozen or name in self.trained]
+        if frozen and mode == "eval":
+            moving += [name for name, b in buffers.items() if b.is_floating_point()]
+        known = {name: self._cast(x.detach()) for name, x in (parameters | buffers).items()}
+        self.names, self.start = moving, [known[name] for name in moving]
+        self._fixed = {name: x for name, x in known.items() if name not in {*moving}}
         self.device = self.start[0].device
-        frozen = {name: p.detach() for name, p in self._network.named_parameters() if name not in trained}
-        self._fixed = {name: self._cast(p) for name, p in frozen.items()}
-        self._fixed |= {name: self._cast(b.detach().clone()) for name, b in self._network.named_buffers()}
         self._data = MicroBatches(batches, self.device, samples, batch)
         if mode == "fixed-bn":
             self._fix_statistics()
@@ -130,7 +137,7 @@ class Objective:
             ValueError: L is not finite.
         """
         value, *gradient = self._mean(self._leaves(weights), lambda value, at: [value, *_derivative(value, at)])
-        return self._finite(value), gradient
+        return self._finite(value, gradient), gradient
 
     def hessian_product(self, vector: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> list[Tensor]:
         """``H v``, the gradient of ``<dL/dw, v>``: two to three times a gradient's time and memory.
@@ -146,7 +153,7 @@ class Objective:
 
         with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
             value, *product = self._mean(self._leaves(weights), of)
-        self._finite(value)
+        self._finite(value, product)
         return product
 
     def _leaves(self, weights: Sequence[Tensor] | None) -> list[Tensor]:
@@ -176,7 +183,7 @@ class Objective:
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        with seeded(0, [self.device]), evaluating(self._network):
+        with torch.inference_mode(False), undisturbed(), seeded(0, [self.device]), evaluating(self._network):
             yield
 
     def _cast(self, value: Any) -> Any:
@@ -187,22 +194,32 @@ class Objective:
     def _fix_statistics(self) -> None:
         norms = [m for m in self._network.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
         momenta = [norm.momentum for norm in norms]
-        for name, buffer in self._fixed.items():
-            if name.endswith("num_batches_tracked"):
-                buffer.zero_()
         try:
             with self._undisturbed(), torch.no_grad():
                 for norm in norms:
-                    norm.momentum, norm.training = None, True  # the mean over all batches
-                for one in self._data.batches:
-                    self._loss_on(one, self.start)
+                    norm.momentum, norm.training = None, True  # the mean over all parts
+                halvings = -1
+                while halvings < self._data.halvings:  # parts of one size alone are averaged
+                    halvings = self._data.halvings
+                    self._forget_statistics()
+                    for _ in self._data.each(lambda one: self._loss_on(one, self.start)):
+                        pass
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 
-    def _finite(self, value: Tensor) -> float:
+    def _forget_statistics(self) -> None:
+        for name, buffer in self._fixed.items():
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
+
+    def _finite(self, value: Tensor, derivative: Sequence[Tensor]) -> float:
         if not value.isfinite():
             raise ValueError(f"loss must be finite on the {self._data.samples} samples; got {float(value)}")
+        if not all(bool(x.isfinite().all()) for x in derivative):
+            raise ValueError(
+                f"derivatives of the loss must be finite on the {self._data.samples} samples; some are not"
+            )
         return float(value)
 
 

@@ -108,7 +108,7 @@ def sharpness(
     value = objective.gradient()[0]
     cost = f"Hessian: 20 to 300 products, {objective.protocol.samples} samples each"
     with bar(cost, None, shown=progress) as hessian.advance:
-        if objective.size <= _DENSE:
+        if objective.size <= max(_DENSE, top + 1):  # Lanczos' iteration finds all but the last
             whole = _whole(hessian)
             values = tuple(torch.linalg.eigvalsh(whole).flip(0)[:top].tolist())
             residuals = (0.0,) * top
@@ -163,6 +163,10 @@ def _largest(hessian: _Hessian, top: int, seed: int) -> tuple[tuple[float, ...],
         values, vectors = error.eigenvalues, error.eigenvectors
         if not len(values):
             raise ValueError(f"eigenvalues are not found after {hessian.products} products: {error}") from None
+    except linalg.ArpackError as error:
+        if apply(start).any():
+            raise ValueError(f"eigenvalues are not found: {error}") from None
+        return (0.0,) * top, (0.0,) * top  # H = 0
     order = np.argsort(-values)
     residuals = [np.linalg.norm(apply(vectors[:, i]) - values[i] * vectors[:, i]) for i in order]
     return tuple(float(values[i]) for i in order), tuple(map(float, residuals))

@@ -18,6 +18,7 @@ from pytl.extras import require
 
 _MOST = 2000  # samples on each side of the earth mover's problem, whose cost grows with their cube
 _PERMUTATIONS = 100
+_ROUNDING = 1e-9  # of one table's entropy, summed in another order
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class LabelSimilarity:
 
     @property
     def explained(self) -> float:
-        """``(nce - chance) / -chance``: 0 by chance, 1 where z settles y; nan where y has one class."""
+        """``(nce - chance) / -chance``: 0 by chance, 1 where z settles y; nan where permuted labels are settled too."""
         return (self.nce - self.chance) / -self.chance if self.chance < 0 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def label_similarity(
         nce=value,
         entropy=float(-torch.xlogy(shares, shares).sum()),
         chance=sum(permuted) / permutations,
-        p=(1 + sum(other >= value for other in permuted)) / (1 + permutations),
+        p=(1 + sum(other >= value - _ROUNDING for other in permuted)) / (1 + permutations),
         samples=len(labels),
         permutations=permutations,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytl import pictures
-from pytl.architecture import Head, head_names, unwrapped
+from pytl.architecture import Head, differing, head_names, unwrapped
 from pytl.features import head_input, linear_probe
 from pytl.features.extraction import extract
 from pytl.progress import bar
@@ -22,6 +22,7 @@ from pytl.weight_files import open_weights, read_weights, some
 
 _FIRST, _LAST = ("start",), ("checkpoint", "final", "last")
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")  # the last one in a name: "step-000120", "checkpoint-500", "epoch=3"
+_OF_A_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -79,7 +80,7 @@ def _is_checkpoint(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        return any(path.glob("*.safetensors")) or (path / "pytorch_model.bin").exists()
+        return any((path / name).exists() for name in _OF_A_FOLDER)
     return path.suffix in _SUFFIXES and (path.stem in (*_FIRST, *_LAST) or bool(_NUMBER.search(path.stem)))
 
 
@@ -117,28 +118,30 @@ def stage_sweep(
         ValueError: a checkpoint of another architecture, or none that can be read.
     """
     files = [*stages] if not isinstance(stages, str | Path) else stage_files(stages)
-    _check_architecture(files[:1], make(), head)
-    found: dict[str, float] = {}
-    with bar(f"stages: {len(files)} checkpoints", len(files), shown=progress) as advance:
-        for path in files:
-            network = make()
-            try:
-                put_body(network, read_weights(path), head, path)
-            except (OSError, TypeError) as error:
-                warnings.warn(f"left out, not readable as a checkpoint: {error}", RuntimeWarning, stacklevel=2)
-                continue
-            found[path.stem if path.is_file() else path.name] = measure(network)
-            advance()
-    if not found:
+    readable = [*_readable(files, make(), head)]
+    if not readable:
         raise ValueError(f"stages must hold a checkpoint that can be read; none of {len(files)} can")
-    return StageSweep(tuple(found), tuple(found.values()), name or getattr(measure, "__name__", "measure"))
+    values = []
+    with bar(f"stages: {len(readable)} checkpoints", len(readable), shown=progress) as advance:
+        for path in readable:
+            network = make()
+            put_body(network, read_weights(path), head, path)
+            values.append(measure(network))
+            advance()
+    names = tuple(path.stem if path.is_file() else path.name for path in readable)
+    return StageSweep(names, tuple(values), name or getattr(measure, "__name__", "measure"))
 
 
-def _check_architecture(first: Sequence[Path], network: nn.Module, head: Head | None) -> None:
-    """Asks before anything is measured, by names and shapes alone."""
-    for path in first:
-        entries, _ = open_weights(path, "stages")
+def _readable(files: Sequence[Path], network: nn.Module, head: Head | None) -> Iterator[Path]:
+    """Those that are whole; asked before anything is measured. Raises ValueError for another architecture."""
+    for path in files:
+        try:
+            entries, _ = open_weights(path, "stages")
+        except (OSError, ValueError, TypeError) as error:
+            warnings.warn(f"left out, not readable as a checkpoint: {error}", RuntimeWarning, stacklevel=2)
+            continue
         _refuse_others({name: entry.shape for name, entry in entries.items()}, network, head, path)
+        yield path
 
 
 def put_body(
@@ -159,13 +162,8 @@ def put_body(
 def _refuse_others(shapes: Mapping[str, torch.Size], network: nn.Module, head: Head | None, path: Path | None) -> None:
     own = unwrapped(network)
     heads = head_names(own, head)
-    body = {name: p.shape for name, p in own.named_parameters() if name not in heads}
-    differ = [
-        f"{name} {[*shape]}, there {[*shapes[name]] if name in shapes else 'nothing'}"
-        for name, shape in body.items()
-        if shapes.get(name) != shape
-    ]
-    if differ:
+    body = {name: tensor.shape for name, tensor in own.state_dict().items() if name not in heads}
+    if differ := differing(body, shapes):
         where = f" {path}" if path else ""
         raise ValueError(f"checkpoint{where} is of another architecture; {len(differ)} tensors differ: {some(differ)}")
 

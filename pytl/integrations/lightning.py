@@ -108,6 +108,8 @@ class RecorderCallback(AttachedRecorder, _callbacks.Callback):  # type: ignore[n
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Once for each step of the optimizer; its gradients are dropped when the next batch begins."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if loss is not None and pl_module.automatic_optimization:
+            loss = loss * trainer.accumulate_grad_batches  # Lightning has divided it
         while self.recorder and self.recorder.steps < trainer.global_step:
             self.recorder.step(loss)
 

@@ -180,6 +180,8 @@ class Optimizer(torch.optim.Optimizer):
         plan = self._plan
         holds = plan is not None and plan.holds(params, grads, signature, self.state)
         if not (plan and holds and plan.is_on_device) and scaling.found_inf is not None and scaling.on_host()[1]:
+            if plan is not None:
+                plan.gram.fill_(float("nan"))  # of a step that was not looked at
             return None
         if not (plan and holds and plan.take(grads, self._penalties.of)):
             plan = self._plan = self._new_plan(params, grads, signature)

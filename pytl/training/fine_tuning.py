@@ -114,6 +114,8 @@ def finetune(
         Interrupted: Ctrl-C; the state is saved, where `out` is given.
     """
     settings = Settings(epochs, lr, schedule, amp, seed, checkpoint_every, snapshots)
+    if record is not None and record < 1:
+        raise ValueError(f"record must be >= 1; got {record}")
     for name, asked in {"resume": resume, "snapshots": snapshots, "record": record}.items():
         if asked and out is None:
             raise ValueError(f"{name} needs out, the run's folder; got None")

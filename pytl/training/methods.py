@@ -138,7 +138,7 @@ METHODS = {
         Method("dtnh", "never against the task", direction="dtnh", **_HEAD),
         Method("grod", "only across the task's gradient", direction="grod", **_HEAD),
         Method("pcgrad", "task and regulariser each projected off the other", direction="pcgrad", **_HEAD),
-        Method("scratch", "all weights new", plan=Rules(ALL, weight_decay=_WEIGHT_DECAY)),
+        Method("scratch", "all weights new, free of pulls", plan=Rules(ALL)),
         Method("plan", "as its plan says, block by block", plan=GIVEN),
         Method("rifle", "the head re-initialised half-way", periods=2, **_HEAD),
         Method("cycliclr", "the learning rate restarted three times on the way", cycles=4, **_HEAD),
