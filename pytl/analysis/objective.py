@@ -202,11 +202,16 @@ class Objective:
                 while halvings < self._data.halvings:  # parts of one size alone are averaged
                     halvings = self._data.halvings
                     self._forget_statistics()
-                    for _ in self._data.each(lambda one: self._loss_on(one, self.start)):
+                    for _ in self._data.each(self._normalise):
                         pass
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+    def _normalise(self, one: Batch) -> None:
+        """Passes on a part; a sample left over by itself has no variance and is passed over."""
+        if one.samples > 1 or self._data.at_a_time == 1:
+            self._loss_on(one, self.start)
 
     def _forget_statistics(self) -> None:
         for name, buffer in self._fixed.items():
