@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options) or 0)
     except KeyboardInterrupt as stopped:
-        print(f"\n{stopped or 'stopped'}{_resuming(arguments)}", file=sys.stderr)
+        print(f"\n{str(stopped) or 'stopped'}{_resuming(arguments)}", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         print(f"pytl: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,18 +35,13 @@ def read(path: Path) -> list[Record]:
 
 def append(path: Path, records: Iterable[Record]) -> None:
     """Adds lines at the end; what a kill has left of a line goes, as in `read`."""
-    if not _ends_a_line(path):
-        rewrite(path, read(path))
-    with open(path, "ab") as file:
-        file.writelines(map(_line, records))
-
-
-def _ends_a_line(path: Path) -> bool:
-    if not path.exists() or not path.stat().st_size:
-        return True
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read() == b"\n"
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        if file.read() in (b"", b"\n"):
+            file.writelines(map(_line, records))
+            return
+    rewrite(path, [*read(path), *records])
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:

@@ -80,20 +80,21 @@ class Recorder:
         self._optimizer = optimizer
         blocks, named = depth_blocks(model, head), {p: name for name, p in unwrapped(model).named_parameters()}
         depth = depths(blocks)
-        every_one = (p for group in optimizer.param_groups for p in group["params"])
-        known = [(row, p) for row, p in enumerate(every_one) if p in named]
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        known = [(row, p) for row, p in enumerate(stepped) if p in named]
         if not known:
             raise ValueError("optimizer must have parameters of the model; got none")
         if any(isinstance(p, DTensor) for _, p in known):
             raise ValueError("model must have whole parameters; got sharded ones")
         self._params, device = [p for _, p in known], known[0][1].device
-        self._rows = torch.tensor([row for row, _ in known], device=device)
+        rows = [row for row, _ in known]
+        self._rows = None if rows == [*range(len(stepped))] else torch.tensor(rows, device=device)
         present = sorted({depth[named[p]] for p in self._params})
         self._blocks = [blocks[place].name for place in present]
         self._place = torch.tensor([present.index(depth[named[p]]) for p in self._params], device=device)
         with torch.no_grad():
             self._start = [p.clone() if start is None else start[named[p]].to(p) for p in self._params]
-        self._kept: list[tuple[int, Tensor]] = []
+        self._kept: list[tuple[int, Tensor, Tensor]] = []
         self._events = None if tensorboard is None else partial(_writer(), str(tensorboard))
         self._writer: Any = None
 
@@ -103,11 +104,9 @@ class Recorder:
         self.steps += 1
         if self.steps % self.every:
             return
-        here = self._place.device
         if not isinstance(loss, Tensor):  # made there: a copy from the host would wait
-            loss = torch.full((), float("nan") if loss is None else loss, dtype=torch.float64, device=here)
-        value = loss.detach().to(here, torch.float64)
-        self._kept.append((self.steps, torch.cat([value.reshape(1), *self._measures()])))
+            loss = torch.full((), float("nan") if loss is None else loss, device=self._place.device)
+        self._kept.append((self.steps, loss.detach().to(self._place.device, torch.float64), self._table()))
         if len(self._kept) >= self._capacity:
             self.flush()
 
@@ -115,8 +114,9 @@ class Recorder:
         """Writes what is kept; waits for the device."""
         if not self._kept:
             return
-        rows = torch.stack([row for _, row in self._kept]).tolist()
-        records = [self._record(step, row) for (step, _), row in zip(self._kept, rows, strict=True)]
+        steps, losses, tables = zip(*self._kept, strict=True)
+        rows = torch.cat([torch.stack(losses)[:, None], *self._by_block(torch.stack(tables))], 1).tolist()
+        records = [self._record(step, row) for step, row in zip(steps, rows, strict=True)]
         self._kept.clear()
         metrics.append(self._path, records)
         if self._events and self._writer is None:  # events of later steps are of a run that was killed
@@ -150,24 +150,24 @@ class Recorder:
         for quantity in quantities:
             yield from (f"{quantity}/{block}" for block in self._blocks)
 
-    def _measures(self) -> Iterator[Tensor]:
-        """Of each quantity one number a block, float64."""
-        yield self._by_block(self._squared_distances()).sqrt()
+    def _table(self) -> Tensor:
+        """A row a parameter, float64: ``|w - w0|^2``, and ``|g|^2`` or the Gram numbers of both regularisers."""
+        distances = self._squared_distances()[:, None]
         if not isinstance(self._optimizer, PytlOptimizer):
-            yield self._by_block(self._squared_gradients()).sqrt()
-            return
+            return torch.cat([distances, self._squared_gradients()[:, None]], 1)
         if self._optimizer._plan is None:  # a scaler has skipped the first steps
-            yield self._start[0].new_full((3 * len(self._blocks),), float("nan"), dtype=torch.float64)
-            return
-        pulls, penalties = self._optimizer.gram[self._rows], self._optimizer.penalty_gram[self._rows]
-        yield self._by_block(pulls[:, 0]).sqrt()
-        for gram in (pulls, penalties):
-            gg, gr, rr = (self._by_block(column) for column in gram.unbind(1))
-            yield gr / (gg * rr).sqrt()
+            return torch.cat([distances, distances.new_full((len(distances), 6), float("nan"))], 1)
+        grams = [self._optimizer.gram, self._optimizer.penalty_gram]
+        return torch.cat([distances, *(gram if self._rows is None else gram[self._rows] for gram in grams)], 1)
 
-    def _by_block(self, values: Tensor) -> Tensor:
-        sums = torch.zeros(len(self._blocks), dtype=torch.float64, device=values.device)
-        return sums.index_add_(0, self._place, values.double())
+    def _by_block(self, tables: Tensor) -> Iterator[Tensor]:
+        """[lines, blocks] of each quantity, of tables ``[lines, parameters, columns]``."""
+        sums = tables.new_zeros(len(tables), len(self._blocks), tables.shape[2]).index_add_(1, self._place, tables)
+        distances, gg, *more = sums.unbind(2)
+        yield from (distances.sqrt(), gg.sqrt())
+        if more:
+            gr, rr, _, gh, hh = more
+            yield from (gr / (gg * rr).sqrt(), gh / (gg * hh).sqrt())
 
     def _squared_distances(self) -> Tensor:
         found: list[Tensor] = []
@@ -178,19 +178,20 @@ class Recorder:
                 moved = torch._foreach_sub(self._params[first:end], self._start[first:end])
                 found += _norms(moved)
                 first, size = end, 0
-        return torch.stack(found).square()
+        return torch.stack(found).double().square()
 
     def _squared_gradients(self) -> Tensor:
         zero = self._place.new_zeros((), dtype=torch.float64)
         present = [p.grad for p in self._params if p.grad is not None]
         norms = iter(_norms(present))
         found = [zero if p.grad is None else next(norms) for p in self._params]
-        return torch.stack(found).square()
+        return torch.stack(found).double().square()
 
 
 def _norms(tensors: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    """In float64: in half precision a norm has three digits, and overflows."""
-    return [*torch._foreach_norm(tensors, dtype=torch.float64)] if tensors else []
+    """At least in float32: in half precision a norm has three digits, and overflows."""
+    halves = any(t.dtype.itemsize == 2 for t in tensors)
+    return [*torch._foreach_norm(tensors, dtype=torch.float64 if halves else None)] if tensors else []
 
 
 def _writer() -> Any:

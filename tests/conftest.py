@@ -1,9 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from oracle import DIRECTIONS, GRANULARITIES, PATHS
+from PIL import Image
 
 import pytl
 
@@ -53,3 +55,26 @@ def granularity(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["SGD", "AdamW"])
 def method(request: pytest.FixtureRequest) -> type[torch.optim.Optimizer]:
     return getattr(pytl, request.param)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Dark and light images, one corrupt, beside a module that makes a network."""
+    for name, shade in (("dark", 30), ("light", 220)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (10, 12), (shade + index,) * 3).save(tmp_path / "photos" / name / f"{index}.png")
+    (tmp_path / "photos" / "dark" / "broken.png").write_bytes(b"\x89PNG nothing")
+    (tmp_path / "tiny_models.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU())\n"
+        "        self.head = nn.Linear(8, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.body(x))\n"
+        "def nothing(num_classes): return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from pytl import extras
 from pytl.cli import main
@@ -138,29 +137,6 @@ def test_full_disk_is_said_and_what_is_there_resumes(
     assert "No space left on device" in capsys.readouterr().err
     assert finetune(*LONGER, "--out", out, "--resume") == 0
     assert same(last_weights(out), last_weights(whole))
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Dark and light images, one corrupt, beside a module that makes a network."""
-    for name, shade in (("dark", 30), ("light", 220)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for index in range(4):
-            Image.new("RGB", (10, 12), (shade + index,) * 3).save(tmp_path / "photos" / name / f"{index}.png")
-    (tmp_path / "photos" / "dark" / "broken.png").write_bytes(b"\x89PNG nothing")
-    (tmp_path / "tiny_models.py").write_text(
-        "from torch import nn\n"
-        "class Net(nn.Module):\n"
-        "    def __init__(self, num_classes):\n"
-        "        super().__init__()\n"
-        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU())\n"
-        "        self.head = nn.Linear(8, num_classes)\n"
-        "    def forward(self, x):\n"
-        "        return self.head(self.body(x))\n"
-        "def nothing(num_classes): return None\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "photos"
 
 
 def test_folder_and_function_are_compared_and_corrupt_images_named(

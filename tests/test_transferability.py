@@ -348,3 +348,31 @@ def test_bad_options_are_refused_in_a_line(
 def test_a_missing_folder_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", str(tmp_path / "nowhere")]) == 1
     assert "run must be a folder of a run or a comparison" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_is_analysed_with_the_users_own_network_and_stages(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(photos), "--model", "tiny_models:Net", "--head", "head", "--image-size", "8"]
+    training = ["--method", "scratch", "plain", "--seeds", "2", "--epochs", "2", "--snapshots", "1"]
+    assert main(["finetune", *data, *training, "--out", "out"]) == 0
+    stages = Path("out", "runs", "photos", "plain", "seed-0")
+    quick = ["--trace", "6", "--points", "3", "--stages", str(stages), "--stage-measure", "linear"]
+    with pytest.warns(RuntimeWarning, match="the source's data and head are not known for a folder of images"):
+        assert main(["analyze", "out", *quick]) == 0
+    printed = capsys.readouterr().out
+    assert "distance from the start, over that from a random start: 1" in printed
+    assert "accuracy of a linear probe at the best stage minus that at the first: 1" in printed
+    assert Path("out", "analysis", "report.html").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(run: Any, protocol: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "of_run", stopped)
+    command = ["analyze", str(study), "--out", str(tmp_path)]
+    assert main(command) == 130
+    assert f"stopped; to go on:\n  pytl {' '.join(command)}" in capsys.readouterr().err
