@@ -137,6 +137,11 @@ def test_runs_of_two_architectures_are_refused_by_name(copied: Path) -> None:
         find([copied])
 
 
+def test_two_runs_of_one_name_are_refused(study: Path, copied: Path) -> None:
+    with pytest.raises(ValueError, match="differ in task, method or seed; .* are both digits:mirrored dtnh, seed 0"):
+        find([study, copied])
+
+
 def test_a_run_of_python_is_analysed_with_data_and_model_given(tmp_path: Path) -> None:
     about = Study(data="digits:noisy", methods=("plain",), out=tmp_path)
     task = about.task("noisy", 0)

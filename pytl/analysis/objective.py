@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _NormBase
 
+from pytl.analysis.batch_norm import fix_statistics
 from pytl.analysis.micro_batches import MicroBatches
 from pytl.architecture import unwrapped
 from pytl.batch import Batch, evaluating
@@ -106,7 +106,8 @@ class Objective:
         self.device = self.start[0].device
         self._data = MicroBatches(batches, self.device, samples, batch)
         if mode == "fixed-bn":
-            self._fix_statistics()
+            with self._undisturbed():
+                fix_statistics(self._network, self._fixed, self._data, lambda one: self._loss_on(one, self.start))
 
     @property
     def protocol(self) -> Protocol:
@@ -190,33 +191,6 @@ class Objective:
         if not (isinstance(value, Tensor) and value.is_floating_point()):
             return value
         return value.to(self._dtype or torch.promote_types(value.dtype, torch.float32))
-
-    def _fix_statistics(self) -> None:
-        norms = [m for m in self._network.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-        momenta = [norm.momentum for norm in norms]
-        try:
-            with self._undisturbed(), torch.no_grad():
-                for norm in norms:
-                    norm.momentum, norm.training = None, True  # the mean over all parts
-                halvings = -1
-                while halvings < self._data.halvings:  # parts of one size alone are averaged
-                    halvings = self._data.halvings
-                    self._forget_statistics()
-                    for _ in self._data.each(self._normalise):
-                        pass
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-
-    def _normalise(self, one: Batch) -> None:
-        """Passes on a part; a sample left over by itself has no variance and is passed over."""
-        if one.samples > 1 or self._data.at_a_time == 1:
-            self._loss_on(one, self.start)
-
-    def _forget_statistics(self) -> None:
-        for name, buffer in self._fixed.items():
-            if name.endswith("num_batches_tracked"):
-                buffer.zero_()
 
     def _finite(self, value: Tensor, derivative: Sequence[Tensor]) -> float:
         if not value.isfinite():

@@ -110,12 +110,12 @@ def drawn(data: Dataset[Any], samples: int) -> Any:
     return batches(some, _BATCH, shuffle=False)
 
 
-def about(run: Run, protocol: Protocol, *more: object) -> str:
+def about(run: Run, protocol: Protocol) -> str:
     """What a result of a run depends on: its weights, their samples, and how they are measured."""
     files = [
         (path.name, torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)) for _, path in run.path
     ]
-    return f"{digest(files)} {run.data.name} {run.seed} {asdict(protocol)} {more}"
+    return f"{digest(files)} {run.data.name} {run.seed} {asdict(protocol)}"
 
 
 def of_run(run: Run, protocol: Protocol) -> Measured:

@@ -104,7 +104,8 @@ def find(folders: Sequence[Path], given: Study | None = None, device: str | None
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: no run that can be analysed, with the reasons; runs of several architectures.
+        ValueError: no run that can be analysed, with the reasons; runs of several architectures, or two of one task,
+            method and seed.
     """
     runs: list[Run] = []
     left_out: dict[str, str] = {}
@@ -120,6 +121,7 @@ def find(folders: Sequence[Path], given: Study | None = None, device: str | None
     if not runs:
         reasons = [f"{path}: {reason}" for path, reason in left_out.items()] or ["they hold no runs"]
         raise ValueError(f"runs must be folders that can be analysed; {some(reasons)}")
+    _refuse_doubles(runs)
     _refuse_other_architectures(runs)
     return Found(runs, left_out)
 
@@ -168,6 +170,16 @@ def _study_around(path: Path, device: str | None) -> Study | None:
             methods = tuple(m for m in found.pop("methods") if plan or not m.startswith("plan")) or ("plain",)
             return Study(**found, methods=methods, out=folder, plan=None if plan is None else Path(plan), device=device)
     return None
+
+
+def _refuse_doubles(runs: Iterable[Run]) -> None:
+    known: dict[str, Run] = {}
+    for run in runs:
+        other = known.setdefault(str(run), run)
+        if other is not run:
+            raise ValueError(
+                f"runs must differ in task, method or seed; {run.folder} and {other.folder} are both {run}"
+            )
 
 
 def _refuse_other_architectures(runs: Iterable[Run]) -> None:
