@@ -138,7 +138,7 @@ def test_runs_of_two_architectures_are_refused_by_name(copied: Path) -> None:
 
 
 def test_two_runs_of_one_name_are_refused(study: Path, copied: Path) -> None:
-    with pytest.raises(ValueError, match="differ in task, method or seed; .* are both digits:mirrored dtnh, seed 0"):
+    with pytest.raises(ValueError, match=r"differ in task, method or seed; .* are both digits:mirrored dtnh, seed 0"):
         find([study, copied])
 
 
