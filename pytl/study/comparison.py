@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from pytl import files
 from pytl.data import Task, batches
@@ -15,7 +18,7 @@ from pytl.study.evidence import Outcome
 from pytl.study.subject import Subject, folder_name
 from pytl.threads import threads
 from pytl.training import checkpoint
-from pytl.training.fine_tuning import finetune
+from pytl.training.fine_tuning import Result, finetune
 from pytl.training.methods import GIVEN, Method, parse_all
 from pytl.training.settings import Settings
 
@@ -156,25 +159,37 @@ def _claim(study: Study) -> None:
 
 
 def _train(study: Study, job: _Job, plan: TransferPlan | None, on_epoch: Callable[[Record], None]) -> Outcome:
-    result = finetune(
+    result = train(
+        study,
+        job.task,
         study.network(job.task, job.seed, study.out / "sources"),
-        batches(job.task.train, study.batch_size, shuffle=True, workers=study.workers),
-        batches(job.task.test, _EVAL_BATCH, shuffle=False, workers=study.workers),
-        method=job.method,
+        job.method,
+        job.seed,
         plan=plan if job.method.plan == GIVEN else None,
-        optimizer=study.optimizer,
-        epochs=study.epochs,
-        lr=study.rate,
-        head=study.head_name,
-        device=study.place,
-        amp=study.amp,
-        seed=job.seed,
         out=study.out / "runs" / job.folder,
         resume=study.resume,
         checkpoint_every=study.checkpoint_every,
         snapshots=study.snapshots,
         record=study.record,
         on_epoch=on_epoch,
-        progress=False,
     )
     return Outcome(job.task, job.method.name, job.seed, result.history)
+
+
+def train(study: Study, task: Task, network: nn.Module, method: str | Method, seed: int, **options: Any) -> Result:
+    """Fine-tunes a network as the study trains; `options` are further ones of `finetune`."""
+    return finetune(
+        network,
+        batches(task.train, study.batch_size, shuffle=True, workers=study.workers),
+        batches(task.test, _EVAL_BATCH, shuffle=False, workers=study.workers),
+        method=method,
+        optimizer=study.optimizer,
+        epochs=study.epochs,
+        lr=study.rate,
+        head=study.head_name,
+        device=study.place,
+        amp=study.amp,
+        seed=seed,
+        progress=False,
+        **options,
+    )

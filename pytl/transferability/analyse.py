@@ -11,19 +11,16 @@ from pathlib import Path
 from torch import nn
 
 from pytl import analysis, files
-from pytl.data import batches
 from pytl.study import networks
-from pytl.study.comparison import Study
+from pytl.study.comparison import Study, train
 from pytl.study.subject import folder_name
 from pytl.threads import threads
-from pytl.training.fine_tuning import finetune
 from pytl.transferability import claims, measuring
 from pytl.transferability.claims import Claim
 from pytl.transferability.measuring import SCRATCH, Kept, Measured, Protocol
 from pytl.transferability.runs import Found, Run, find
 
 CLAIMS = (1, 2, 3, 4)
-_EVAL_BATCH = 256  # no gradients are kept, so more fit than in training
 STAGE_MEASURES = {"finetune": "accuracy after fine-tuning", "linear": "accuracy of a linear probe"}
 
 Watch = Callable[[str, int], None]
@@ -232,22 +229,7 @@ def _stages(asked: Asked, run: Run) -> Measured:
 
 def _fine_tuned(run: Run, network: nn.Module) -> float:
     """The accuracy on held-out images of plain fine-tuning, as the comparison trains."""
-    study = run.study
-    result = finetune(
-        network,
-        batches(run.data.train, study.batch_size, shuffle=True, workers=study.workers),
-        batches(run.data.test, _EVAL_BATCH, shuffle=False, workers=study.workers),
-        method="plain",
-        optimizer=study.optimizer,
-        epochs=study.epochs,
-        lr=study.rate,
-        head=study.head_name,
-        device=study.place,
-        amp=study.amp,
-        seed=run.seed,
-        progress=False,
-    )
-    return float(result.accuracy or 0.0)
+    return float(train(run.study, run.data, network, "plain", run.seed).accuracy or 0.0)
 
 
 def _name(run: Run, of_method: bool = True) -> str:
