@@ -22,23 +22,27 @@ def bar(label: str, total: int | None, done: int = 0, shown: bool = True) -> Ite
 
 
 @contextmanager
-def watching(runs: int, epochs: int) -> Iterator[Callable[[str, int], None]]:
+def watching(
+    runs: int, epochs: int, unit: str = "run", first: str = "pre-training"
+) -> Iterator[Callable[[str, int], None]]:
     """A bar over the epochs of several runs, named after the one in progress; without a terminal a line for each run.
+
+    What comes before the first run's first epoch is called `first`.
 
     Yields:
         What to call with a run's label and the number of epochs done in all runs.
     """
     if not sys.stderr.isatty():
-        yield partial(_line, runs, epochs)
+        yield partial(_line, unit, runs, epochs)
         return
     with _bars() as bars:
-        all_epochs = bars.add_task(f"{'pre-training':32}", total=runs * epochs)
+        all_epochs = bars.add_task(f"{first:32}", total=runs * epochs)
         yield lambda label, done: bars.update(all_epochs, description=f"{label:32}", completed=done)
 
 
-def _line(runs: int, epochs: int, label: str, done: int) -> None:
+def _line(unit: str, runs: int, epochs: int, label: str, done: int) -> None:
     if done % epochs == 0:
-        print(f"run {done // epochs} of {runs}: {label}", file=sys.stderr)
+        print(f"{unit} {done // epochs} of {runs}: {label}", file=sys.stderr)
 
 
 def _bars() -> Any:

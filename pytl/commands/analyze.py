@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         asked,
         given,
         options.device,
-        watch=partial(watching, epochs=1),
+        watch=partial(watching, epochs=1, unit="step", first="measuring"),
         announce=lambda text: print(text, file=sys.stderr),
     )
     page = report.write(result, out)
