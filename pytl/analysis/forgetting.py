@@ -45,8 +45,8 @@ class Forgetting:
 
     @property
     def forgetting(self) -> float:
-        """``max(0, before - after)``."""
-        return max(0.0, -self.backward_transfer.mean)
+        """``before - after``, the negative of backward transfer, as Avalanche has it; < 0: the source gained."""
+        return -self.backward_transfer.mean
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"forgetting": self.forgetting}
