@@ -87,6 +87,7 @@ def flatness(results: Results) -> Claim:
         "distance from the start": lambda m: m["distance"]["total_relative"],
         "largest eigenvalue of the Hessian": lambda m: m["sharpness"]["eigenvalues"][0],
         "trace of the Hessian": lambda m: m["sharpness"]["trace"]["mean"],
+        "rise of the loss on filter-normalised directions": lambda m: m["rise"],
     }
     return Claim(1, statement, *_against_scratch(results, quantities))
 
@@ -158,8 +159,8 @@ def similarity(
     """
     statement = "Whether transfer helps depends on how alike source and target are, in their inputs and in their labels"
     quantities: dict[str, tuple[Callable[[Measured], float], int]] = {
-        "distance of inputs (MMD²)": (lambda m: m["inputs"]["mmd"], -1),
-        "distance of inputs (EMD)": (lambda m: m["inputs"]["emd"], -1),
+        "the distance of inputs (MMD²)": (lambda m: m["inputs"]["mmd"], -1),
+        "the distance of inputs (EMD)": (lambda m: m["inputs"]["emd"], -1),
         "what source labels tell (1: all, 0: by chance)": (lambda m: m["labels"]["explained"], 1),
     }
     tasks = [task for task in gains if task in similar]
@@ -175,7 +176,7 @@ def similarity(
                 found.append(_rank_correlation(pairs))
         if found:
             estimate = interval(found)
-            quantity = f"rank correlation of the gain over {len(tasks)} tasks with the {name}"
+            quantity = f"rank correlation of the gain over {len(tasks)} tasks with {name}"
             findings.append(Finding("", "", quantity, estimate, 0.0, len(found), verdict(estimate, 0.0, wanted)))
     return Claim(3, statement, findings, "" if findings else "no seed has all tasks")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pytl.study import networks
 from pytl.transferability.runs import Run
 
 _BATCH = 64
+_DIRECTIONS, RISE = 10, 0.5  # on which the loss's rise is measured, and how far out
 _SEED = 0  # of the samples that are drawn: the same for all runs
 SCRATCH = "scratch"
 
@@ -119,7 +121,7 @@ def about(run: Run, protocol: Protocol) -> str:
 
 
 def of_run(run: Run, protocol: Protocol) -> Measured:
-    """Distance from the start, sharpness at the end, smoothness along the way, and energy of the first gradient."""
+    """Distance from the start; sharpness and rise at the end; smoothness along the way; the first gradient's energy."""
     data = [*drawn(run.data.train, protocol.samples)]
     head = run.study.head_name
     start, end = run.network(run.start), run.network(run.end)
@@ -128,6 +130,7 @@ def of_run(run: Run, protocol: Protocol) -> Measured:
     found: Measured = {
         "distance": analysis.distance(end, start, head=head).to_dict(),
         "sharpness": sharpness.to_dict(),
+        "rise": fmean(_rise(end, data, loss, seed) for seed in range(_DIRECTIONS)),
         "energy": analysis.gradient_energy(start, data, head=head, **loss).to_dict(),
         "path": [
             {"at": name, **analysis.smoothness(run.network(path), data, **loss).to_dict()} for name, path in run.path
@@ -139,6 +142,13 @@ def of_run(run: Run, protocol: Protocol) -> Measured:
             source, end, drawn(run.data.source, protocol.samples), head=head, progress=False
         ).to_dict()
     return found
+
+
+def _rise(model: nn.Module, data: Any, loss: Mapping[str, Any], seed: int) -> float:
+    """The loss at both ends of a random filter-normalised direction of half the weights' length, minus that between."""
+    found = analysis.loss_landscape(model, data, dimensions=1, points=3, reach=RISE, seed=seed, **loss)
+    (low,), (centre,), (high,) = found.losses
+    return (low + high) / 2 - centre
 
 
 def source_network(run: Run) -> nn.Module:
