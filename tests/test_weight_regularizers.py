@@ -296,15 +296,15 @@ def test_head_norms_and_biases_are_left_alone(make: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"decay_norm_and_bias": True}, {*ANCHORED, *SMALL}),
-        ({"head": ()}, {*ANCHORED, "fc.weight"}),
-        ({"head": "block"}, {"conv.weight", "fc.weight"}),
-        ({"head": ["block.2", "fc"]}, {"conv.weight"}),
+        ({"decay_norm_and_bias": True}, [*ANCHORED, *SMALL]),
+        ({"head": ()}, [*ANCHORED, "fc.weight"]),
+        ({"head": "block"}, ["conv.weight", "fc.weight"]),
+        ({"head": ["block.2", "fc"]}, ["conv.weight"]),
     ],
     ids=str,
 )
-def test_what_is_anchored(make: Any, options: dict[str, Any], expected: set[str]) -> None:
-    assert set(make(Network(), 1.0, **options).weights) == expected
+def test_what_is_anchored(make: Any, options: dict[str, Any], expected: list[str]) -> None:
+    assert sorted(make(Network(), 1.0, **options).weights) == sorted(expected)
 
 
 def test_frozen_parameters_are_not_anchored(make: Any) -> None:
