@@ -41,8 +41,9 @@ claims: .venv/native
 	sed 's/ *$$//; /^report: /d' runs/analysis.txt > benchmarks/results/claims_digits.txt
 	cat runs/analysis.txt
 
+# As many processes as there are cores, four at most.
 test: .venv/native lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/native
 	$(BIN)/ruff check .
