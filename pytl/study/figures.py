@@ -39,7 +39,7 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
     """
     require("matplotlib", "plots").use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    looks = _looks(row.method for row in rows)
+    looks = looks_of(row.method for row in rows)
     drawn = {}
     with require("matplotlib.pyplot", "plots").rc_context(STYLE):
         if any(row.difference for row in rows):
@@ -59,7 +59,7 @@ def draw(outcomes: Sequence[Outcome], rows: Sequence[Row], folder: Path) -> dict
     return drawn
 
 
-def _looks(methods: Iterable[str]) -> dict[str, Look]:
+def looks_of(methods: Iterable[str]) -> dict[str, Look]:
     """Each method's colour and dashes, the same in every picture."""
     names = list(dict.fromkeys(methods))
     unknown = {name: index for index, name in enumerate(name for name in names if name not in _COLOURS)}

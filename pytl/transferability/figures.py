@@ -12,6 +12,7 @@ from pytl.analysis.landscape import contours, label_levels, loss_levels
 from pytl.analysis.trace import heat_map
 from pytl.intervals import interval
 from pytl.pictures import COLOURS, INK, drawing, name_places
+from pytl.study.figures import Look, looks_of
 from pytl.study.subject import folder_name
 from pytl.transferability.analyse import STAGE_MEASURES, Analysis
 from pytl.transferability.claims import OPEN, Finding
@@ -28,7 +29,7 @@ def draw(result: Analysis, folder: Path) -> Pictures:
         A title -> file; titles begin with the number of the claim, or with "recorded".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    looks = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(dict.fromkeys(r.method for r in result.found.runs))}
+    looks = looks_of(run.method for run in result.found.runs)
     drawn: Pictures = {}
     for claim in result.claims:
         if claim.findings:
@@ -41,7 +42,7 @@ def draw(result: Analysis, folder: Path) -> Pictures:
     return drawn
 
 
-def _of_task(result: Analysis, task: str, looks: Mapping[str, str], folder: Path) -> Pictures:
+def _of_task(result: Analysis, task: str, looks: Mapping[str, Look], folder: Path) -> Pictures:
     measured = {run: m for run, m in result.measured.items() if run.task == task and "failed" not in m}
     stem, name = folder_name(task), task.removeprefix("digits:")
     drawn: Pictures = {}
@@ -119,21 +120,21 @@ def _by_method(measured: Mapping[Run, Measured], value: Callable[[Measured], Any
     return found
 
 
-def _distances(measured: Mapping[Run, Measured], looks: Mapping[str, str], path: Path) -> Path:
+def _distances(measured: Mapping[Run, Measured], looks: Mapping[str, Look], path: Path) -> Path:
     """Relative distance by block, means over seeds."""
     with drawing(path, 3.8) as figure:
         axes = figure.subplots()
         for method, seeds in _by_method(measured, lambda m: m["distance"]["relative"]).items():
             blocks = [b for b in seeds[0] if all(seed.get(b) is not None for seed in seeds)]
             means = [fmean(seed[block] for seed in seeds) for block in blocks]
-            axes.plot(range(len(blocks)), means, "o-", color=looks[method], linewidth=2, label=method)
+            axes.plot(range(len(blocks)), means, marker="o", linewidth=2, label=method, **looks[method])
             name_places(axes, blocks)
         axes.set(ylabel="|w - w0| / |w0|", title="Distance from the start", ylim=(0, None))
         axes.legend(fontsize=9)
     return path
 
 
-def _smoothness(measured: Mapping[Run, Measured], looks: Mapping[str, str], path: Path) -> Path:
+def _smoothness(measured: Mapping[Run, Measured], looks: Mapping[str, Look], path: Path) -> Path:
     """beta and the loss along the way; geometric means over seeds."""
     with drawing(path, 5.6) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
@@ -144,7 +145,7 @@ def _smoothness(measured: Mapping[Run, Measured], looks: Mapping[str, str], path
                     *([value(point) for point in seed] for seed in seeds if len(seed) == len(names)), strict=True
                 )
                 means = [_geometric(column) for column in columns]
-                axes.plot(range(len(means)), means, "o-", color=looks[method], linewidth=2, label=method)
+                axes.plot(range(len(means)), means, marker="o", linewidth=2, label=method, **looks[method])
             name_places(below, [_short(name) for name in names], "step of training")
         above.set(yscale="log", ylabel="beta: |dg| / |dw|", title="Along the gradient, at weights along the way")
         below.set(yscale="log", ylabel="gradient norm")
@@ -162,14 +163,14 @@ def _geometric(values: Iterable[float | None]) -> float:
     return math.exp(fmean(logs)) if logs else math.nan
 
 
-def _energy(measured: Mapping[Run, Measured], looks: Mapping[str, str], path: Path) -> Path:
+def _energy(measured: Mapping[Run, Measured], looks: Mapping[str, Look], path: Path) -> Path:
     """How much of the first gradient lies on the leading singular directions; geometric means over seeds."""
     with drawing(path, 3.8) as figure:
         axes = figure.subplots()
         for method, seeds in _by_method(measured, lambda m: m["energy"]["top_tenth"]).items():
             names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
             means = [_geometric([seed[name] for seed in seeds]) for name in names]
-            axes.plot(range(len(names)), means, "o-", color=looks[method], linewidth=2, label=method)
+            axes.plot(range(len(names)), means, marker="o", linewidth=2, label=method, **looks[method])
             name_places(axes, [name.removesuffix(".weight") for name in names], "weight matrix, from the input on")
         axes.axhline(1, color=INK, linewidth=1)
         axes.set(yscale="log", ylabel="share, over 1 / directions", title="Gradient on the first tenth of directions")
@@ -195,14 +196,14 @@ def _landscapes(shown: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def _forgetting(measured: Mapping[Run, Measured], looks: Mapping[str, str], path: Path) -> Path:
+def _forgetting(measured: Mapping[Run, Measured], looks: Mapping[str, Look], path: Path) -> Path:
     methods = _by_method({r: m for r, m in measured.items() if "forgetting" in m}, lambda m: m["forgetting"])
     with drawing(path, 1.2 + 0.35 * len(methods)) as figure:
         axes = figure.subplots()
         for y, (method, seeds) in enumerate(methods.items()):
             found = interval([100 * one["after"] for one in seeds])
             reach = found.half_width if math.isfinite(found.half_width) else 0
-            axes.errorbar(found.mean, y, xerr=reach, fmt="o", color=looks[method], capsize=3, linewidth=2)
+            axes.errorbar(found.mean, y, xerr=reach, fmt="o", color=looks[method]["color"], capsize=3, linewidth=2)
         before = fmean(100 * one["before"] for seeds in methods.values() for one in seeds)
         axes.axvline(before, color=INK, linewidth=1, label="before fine-tuning")
         axes.set_yticks(range(len(methods)), [*methods])
@@ -237,12 +238,13 @@ def _similarity(result: Analysis, path: Path) -> Path:
         ("what source labels tell", lambda m: m["labels"]["explained"]),
     )
     with drawing(path, 7.4) as figure:
-        for axes, (label, value) in zip(figure.subplots(3, 1, sharey=True), asked, strict=True):
+        panels = figure.subplots(3, 1, sharey=True)
+        for axes, (label, value) in zip(panels, asked, strict=True):
             for index, (task, by_seed) in enumerate(gains.items()):
                 seeds = [seed for seed in by_seed if "failed" not in similar.get(task, {}).get(seed, {"failed": ""})]
                 x, y = [value(similar[task][s]) for s in seeds], [100 * by_seed[s] for s in seeds]
                 axes.plot(x, y, "o", color=COLOURS[index % len(COLOURS)], label=task.removeprefix("digits:"))
             axes.axhline(0, color=INK, linewidth=1)
             axes.set(xlabel=label, ylabel="gain, points")
-        figure.legend(loc="outside upper right", ncols=3, fontsize=9)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=9)
     return path

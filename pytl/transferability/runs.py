@@ -86,7 +86,7 @@ class Found:
     """What folders hold.
 
     Attributes:
-        runs: in the order of tasks, methods and seeds as found.
+        runs: in the order of their study, by task, method and seed.
         left_out: folder -> why.
     """
 
@@ -121,9 +121,21 @@ def find(folders: Sequence[Path], given: Study | None = None, device: str | None
     if not runs:
         reasons = [f"{path}: {reason}" for path, reason in left_out.items()] or ["they hold no runs"]
         raise ValueError(f"runs must be folders that can be analysed; {some(reasons)}")
+    runs.sort(key=_place)
     _refuse_doubles(runs)
     _refuse_other_architectures(runs)
     return Found(runs, left_out)
+
+
+def _place(run: Run) -> tuple[int, int, int]:
+    """In the order of the study: by task, method and seed; what it does not name comes last."""
+    names, methods = [*run.study.task_names], [*run.study.methods]
+    task = run.task.removeprefix("digits:")
+    return (
+        names.index(task) if task in names else len(names),
+        methods.index(run.method) if run.method in methods else len(methods),
+        run.seed,
+    )
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
