@@ -104,14 +104,17 @@ def test_weights_of_start_and_end_are_those_of_the_run(study: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
 
 
-def test_folders_without_a_checkpoint_or_a_start_are_left_out_and_named(copied: Path) -> None:
+def test_folders_that_lack_something_are_left_out_and_named(copied: Path) -> None:
     (seed_folder(copied, "plain") / "checkpoint.pt").unlink()
     (seed_folder(copied, "dtnh") / "start.pt").unlink()
+    history = seed_folder(copied, "scratch") / "metrics.jsonl"
+    history.write_text("".join(line for line in history.read_text().splitlines(True) if '"epoch": 2' not in line))
     found = find([copied])
-    assert len(found.runs) == 4
+    assert len(found.runs) == 3
     assert found.left_out == {
         str(seed_folder(copied, "plain")): "has no checkpoint",
         str(seed_folder(copied, "dtnh")): "has no start.pt: resume it once",
+        str(seed_folder(copied, "scratch")): "has 1 of 2 epochs: resume it",
     }
 
 
@@ -139,7 +142,9 @@ def test_runs_of_two_architectures_are_refused_by_name(copied: Path) -> None:
 
 
 def test_two_runs_of_one_name_are_refused(study: Path, copied: Path) -> None:
-    with pytest.raises(ValueError, match=r"differ in task, method or seed; .* are both digits:mirrored dtnh, seed 0"):
+    with pytest.raises(
+        ValueError, match=r"differ in task, method or seed; .* are both digits:mirrored scratch, seed 0"
+    ):
         find([study, copied])
 
 

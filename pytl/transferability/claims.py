@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -96,20 +96,20 @@ def smoothness(results: Results) -> Claim:
     """Claim 2."""
     statement = "The loss is smoother along the way, because the gradient's principal component is suppressed"
     quantities = {
-        "change of the gradient along itself, beta": lambda m: _mean_log(one["beta"] for one in m["path"]),
-        "range of the loss along the gradient": lambda m: _mean_log(
+        "change of the gradient along itself, beta": lambda m: geometric_mean(one["beta"] for one in m["path"]),
+        "range of the loss along the gradient": lambda m: geometric_mean(
             one["loss_range"][1] - one["loss_range"][0] for one in m["path"]
         ),
-        "gradient on the first tenth of singular directions, at the start": lambda m: _mean_log(
+        "gradient on the first tenth of singular directions, at the start": lambda m: geometric_mean(
             m["energy"]["top_tenth"].values()
         ),
     }
     return Claim(2, statement, *_against_scratch(results, quantities))
 
 
-def _mean_log(values: object) -> float:
-    """The geometric mean of those that are positive and finite; nan where there are none."""
-    kept = [math.log(v) for v in values if v is not None and 0 < v < math.inf]  # type: ignore[attr-defined]
+def geometric_mean(values: Iterable[float | None]) -> float:
+    """Of those that are positive and finite; nan where there are none."""
+    kept = [math.log(v) for v in values if v is not None and 0 < v < math.inf]
     return math.exp(fmean(kept)) if kept else math.nan
 
 
@@ -119,17 +119,13 @@ def _against_scratch(
     """Ratios of each method to a random start, paired by seed; smaller ones support the claim."""
     if not any(run.method == SCRATCH for run in results):
         return [], f"it needs runs from a random start to compare with: the method {SCRATCH}"
+    keyed = {(run.task, run.method, run.seed): measured for run, measured in results.items()}
     findings = []
     for name, value in quantities.items():
         for task, method in dict.fromkeys((run.task, run.method) for run in results if run.method != SCRATCH):
-            logs = []
-            for run, measured in results.items():
-                other = next((r for r in results if (r.task, r.method, r.seed) == (task, SCRATCH, run.seed)), None)
-                if (run.task, run.method) != (task, method) or other is None:
-                    continue
-                pair = _asked(value, measured), _asked(value, results[other])
-                if all(0 < x < math.inf for x in pair):
-                    logs.append(math.log(pair[0] / pair[1]))
+            seeds = [seed for t, m, seed in keyed if (t, m) == (task, method) and (task, SCRATCH, seed) in keyed]
+            pairs = [[_asked(value, keyed[task, of, seed]) for of in (method, SCRATCH)] for seed in seeds]
+            logs = [math.log(mine / other) for mine, other in pairs if 0 < mine < math.inf and 0 < other < math.inf]
             if logs:
                 found = interval(logs)
                 ratio = Interval(*(math.exp(x) for x in (found.mean, found.low, found.high)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ from pytl.pictures import COLOURS, INK, drawing, name_places
 from pytl.study.figures import Look, looks_of
 from pytl.study.subject import folder_name
 from pytl.transferability.analyse import STAGE_MEASURES, Analysis
-from pytl.transferability.claims import OPEN, Finding
+from pytl.transferability.claims import OPEN, Finding, geometric_mean
 from pytl.transferability.measuring import Measured
 from pytl.transferability.runs import Run
 
@@ -144,7 +144,7 @@ def _smoothness(measured: Mapping[Run, Measured], looks: Mapping[str, Look], pat
                 columns = zip(
                     *([value(point) for point in seed] for seed in seeds if len(seed) == len(names)), strict=True
                 )
-                means = [_geometric(column) for column in columns]
+                means = [geometric_mean(column) for column in columns]
                 axes.plot(range(len(means)), means, marker="o", linewidth=2, label=method, **looks[method])
             name_places(below, [_short(name) for name in names], "step of training")
         above.set(yscale="log", ylabel="beta: |dg| / |dw|", title="Along the gradient, at weights along the way")
@@ -158,18 +158,13 @@ def _short(name: str) -> str:
     return {"checkpoint": "end"}.get(name, name.removeprefix("step-").lstrip("0") or "0")
 
 
-def _geometric(values: Iterable[float | None]) -> float:
-    logs = [math.log(v) for v in values if v is not None and v > 0]
-    return math.exp(fmean(logs)) if logs else math.nan
-
-
 def _energy(measured: Mapping[Run, Measured], looks: Mapping[str, Look], path: Path) -> Path:
     """How much of the first gradient lies on the leading singular directions; geometric means over seeds."""
     with drawing(path, 3.8) as figure:
         axes = figure.subplots()
         for method, seeds in _by_method(measured, lambda m: m["energy"]["top_tenth"]).items():
             names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
-            means = [_geometric([seed[name] for seed in seeds]) for name in names]
+            means = [geometric_mean([seed[name] for seed in seeds]) for name in names]
             axes.plot(range(len(names)), means, marker="o", linewidth=2, label=method, **looks[method])
             name_places(axes, [name.removesuffix(".weight") for name in names], "weight matrix, from the input on")
         axes.axhline(1, color=INK, linewidth=1)

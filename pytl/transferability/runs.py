@@ -17,6 +17,7 @@ from pytl import metrics
 from pytl.analysis.stages import stage_files
 from pytl.data import Task
 from pytl.depth import HEAD, placed
+from pytl.metrics import Record
 from pytl.study.comparison import Study
 from pytl.study.subject import folder_name
 from pytl.weight_files import open_weights, read_weights, some
@@ -58,7 +59,7 @@ class Run:
     @property
     def accuracy(self) -> float | None:
         """After the last epoch; None where it was not measured."""
-        epochs = [record for record in metrics.read(self.folder / "metrics.jsonl") if "epoch" in record]
+        epochs = _epochs(self.folder)
         return epochs[-1].get("accuracy") if epochs else None
 
     @property
@@ -73,6 +74,10 @@ class Run:
     def path(self) -> list[tuple[str, Path]]:
         """The weights along the way, from the start to the end: names and files."""
         return [(file.stem, file) for file in stage_files(self.folder)]
+
+
+def _epochs(folder: Path) -> list[Record]:
+    return [record for record in metrics.read(folder / "metrics.jsonl") if "epoch" in record]
 
 
 @cache
@@ -113,11 +118,13 @@ def find(folders: Sequence[Path], given: Study | None = None, device: str | None
         if not folder.is_dir():
             raise FileNotFoundError(f"run must be a folder of a run or a comparison; {folder} is none")
         for path in _candidates(folder):
-            run, reason = _run(path, given, device)
-            if run and run.folder not in [known.folder for known in runs]:
+            try:
+                run = _run(path, given, device)
+            except ValueError as reason:
+                left_out[str(path)] = str(reason)
+                continue
+            if run.folder not in [known.folder for known in runs]:
                 runs.append(run)
-            elif reason:
-                left_out[str(path)] = reason
     if not runs:
         reasons = [f"{path}: {reason}" for path, reason in left_out.items()] or ["they hold no runs"]
         raise ValueError(f"runs must be folders that can be analysed; {some(reasons)}")
@@ -152,24 +159,30 @@ def _seed_of(path: Path) -> int:
     return int(found[1]) if found else 0
 
 
-def _run(path: Path, given: Study | None, device: str | None) -> tuple[Run | None, str]:
-    """The run in a folder, or why there is none."""
-    for name, hint in (("checkpoint.pt", "has no checkpoint"), ("start.pt", "has no start.pt: resume it once")):
+def _run(path: Path, given: Study | None, device: str | None) -> Run:
+    """The run in a folder.
+
+    Raises:
+        ValueError: why there is none.
+    """
+    for name, reason in (("checkpoint.pt", "has no checkpoint"), ("start.pt", "has no start.pt: resume it once")):
         if not (path / name).exists():
-            return None, hint
+            raise ValueError(reason)
     try:
-        study = _study_around(path, device) or given
+        found = _study_around(path, device)
     except (ValueError, KeyError, TypeError) as error:
-        return None, f"its study.json cannot be read: {error}"
+        raise ValueError(f"its study.json cannot be read: {error}") from error
+    if found and (done := len(_epochs(path))) < found.epochs:
+        raise ValueError(f"has {done} of {found.epochs} epochs: resume it")
+    study = found or given
     if study is None:
-        return None, "has no study.json above it: say --data and --model"
+        raise ValueError("has no study.json above it: say --data and --model")
+    tasks = {folder_name(task.name): task.name for task in (_task(study, name, 0) for name in study.task_names)}
     named = _SEED.search(path.name)
-    task = {folder_name(t.name): t.name for t in (_task(study, n, 0) for n in study.task_names)}
-    only = next(iter(task.values())) if len(task) == 1 else ""
-    name = task.get(path.parent.parent.name, only)
-    if not name:
-        return None, f"is of none of the tasks {', '.join(task.values())}"
-    return Run(name, path.parent.name if named else path.name, _seed_of(path), path, study), ""
+    task = tasks.get(path.parent.parent.name, next(iter(tasks.values())) if len(tasks) == 1 else "")
+    if not task:
+        raise ValueError(f"is of none of the tasks {', '.join(tasks.values())}")
+    return Run(task, path.parent.name if named else path.name, _seed_of(path), path, study)
 
 
 def _study_around(path: Path, device: str | None) -> Study | None:
