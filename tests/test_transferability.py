@@ -174,9 +174,9 @@ def test_every_measure_is_taken_and_kept(study: Path, kept: Path, monkeypatch: p
 def test_other_samples_are_measured_anew(study: Path, tmp_path: Path) -> None:
     one = [seed_folder(study, "plain")]
     analyse(one, tmp_path, asked(1))
-    more = Asked((1,), Protocol(samples=12, trace=6, points=0))
-    found = next(iter(analyse(one, tmp_path, more).measured.values()))
-    assert found["sharpness"]["protocol"]["samples"] == 12
+    more = analyse(one, tmp_path, Asked((1,), Protocol(samples=12, trace=6, points=5)))
+    assert next(iter(more.measured.values()))["sharpness"]["protocol"]["samples"] == 12
+    assert len(next(iter(more.landscapes.values())).first) == 5
 
 
 def test_a_stopped_analysis_keeps_what_was_measured(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pytl import pictures
-from pytl.analysis.directions import moved, random_direction
+from pytl.analysis.directions import random_direction
+from pytl.analysis.grid import Grid
 from pytl.analysis.objective import Loss, Objective, Protocol
 from pytl.architecture import unwrapped
-from pytl.digest import digest
-from pytl.files import replacing, writable_folder
 from pytl.progress import bar
 
 _LEVELS = 15
@@ -130,29 +127,21 @@ def loss_landscape(
     """
     _check(dimensions, points, reach, to is not None)
     objective = Objective(model, batches, loss, samples=samples, mode=mode, batch=batch, frozen=to is not None)
-    directions = [_drawn(objective, seed + k, normalisation) for k in range(dimensions)]
-    names = [f"{normalisation}-normalised direction {k + 1}" for k in range(dimensions)]
+    along = [
+        (f"{normalisation}-normalised direction {k + 1}", _drawn(objective, seed + k, normalisation))
+        for k in range(dimensions)
+    ]
     first = axis = tuple(reach * (2 * k / (points - 1) - 1) for k in range(points))
     if to is not None:
-        directions[0], names[0] = _towards(objective, to), "from these weights (0) to the other checkpoint (1)"
+        along[0] = "from these weights (0) to the other checkpoint (1)", _towards(objective, to)
         first = tuple((k - points // 4) / (points // 2) for k in range(points))
     second = axis if dimensions == 2 else (0.0,)
-    if not math.isfinite(centre := objective.value()):
-        raise ValueError(f"loss must be finite at the model's weights; got {centre}")
-    ends = digest([(name, d) for name, direction in zip(names, directions, strict=True) for d in direction])
-    about = f"{objective.fingerprint()} {centre:.4g} {ends} {first} {second}"  # losses of one name differ at the centre
-    known = _Known(None if cache is None else Path(cache), about)
+    grid = Grid(objective, along, first, second, None if cache is None else Path(cache))
     cost = f"landscape: {len(first) * len(second)} forward passes of {objective.protocol.samples} samples"
-    with bar(cost, len(first) * len(second), len(known.losses), progress) as advance, known:
-        for i, j in product(range(len(first)), range(len(second))):
-            if (i, j) not in known.losses:
-                steps = zip((first[i], second[j]), directions, strict=False)
-                known.losses[i, j] = objective.value(moved(objective.start, *steps))
-                advance()
-            if j == len(second) - 1:
-                known.save()
-    losses = tuple(tuple(known.losses[i, j] for j in range(len(second))) for i in range(len(first)))
-    return Landscape(first, second, losses, tuple(names), objective.protocol)
+    with bar(cost, len(first) * len(second), len(grid.losses), progress) as advance:
+        grid.complete(advance)
+    losses = tuple(tuple(grid.losses[i, j] for j in range(len(second))) for i in range(len(first)))
+    return Landscape(first, second, losses, tuple(name for name, _ in along), objective.protocol)
 
 
 def _check(dimensions: int, points: int, reach: float, between: bool) -> None:
@@ -185,35 +174,3 @@ def _towards(objective: Objective, to: nn.Module | Mapping[str, Tensor]) -> list
         shapes = [f"{n} {[*named[n].shape]}, there {[*there[n].shape] if n in there else 'nothing'}" for n in other[:3]]
         raise ValueError(f"to must be a checkpoint of the same architecture; {len(other)} differ: {'; '.join(shapes)}")
     return [there[n].detach().to(w.device, w.dtype) - w for n, w in named.items()]
-
-
-class _Known:
-    """The points that are computed, in a file, if any; saved whatever ends the computation."""
-
-    def __init__(self, path: Path | None, about: str) -> None:
-        self._path, self._about = path, about
-        self.losses: dict[tuple[int, int], float] = {}
-        if path is not None:
-            writable_folder(path.parent, "cache")
-        if path is None or not path.exists():
-            return
-        try:
-            found = json.loads(path.read_text())
-            saved, losses = found["about"], {(int(i), int(j)): float(loss) for i, j, loss in found["losses"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cache must be a file of this function's; {path} is not, or broken: {error}") from error
-        if saved != about:
-            raise ValueError(f"cache must be of these weights, samples and options; {path} is of others")
-        self.losses = losses
-
-    def save(self) -> None:
-        if self._path is not None:
-            losses = [[i, j, str(loss)] for (i, j), loss in self.losses.items()]  # JSON knows no infinity
-            with replacing(self._path) as file:
-                file.write(json.dumps({"about": self._about, "losses": losses}).encode())
-
-    def __enter__(self) -> _Known:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.save()

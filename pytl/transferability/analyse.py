@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -195,7 +196,9 @@ def _picture(result: Analysis, folder: Path, run: Run) -> None:
     with suppress(ValueError):
         result.traces[run] = analysis.read_trace(run.folder)
     if protocol.points and "failed" not in result.measured[run]:
-        result.landscapes[run] = measuring.landscape(run, protocol, folder / f"{_name(run)}-landscape.json")
+        about = hashlib.sha256(measuring.about(run, protocol).encode()).hexdigest()[:8]
+        cache = folder / f"{_name(run)}-landscape-{about}.json"  # of each protocol, and of weights trained anew
+        result.landscapes[run] = measuring.landscape(run, protocol, cache)
 
 
 def _compare(result: Analysis, kept: Kept, run: Run) -> None:
