@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pytl.analysis import gradient_energy, loss_landscape, plot_gradient_energy, smoothness
-from pytl.analysis.directions import dot, moved, norm, random_direction
 from pytl.analysis.landscape import Landscape
+from pytl.analysis.weight_space import dot, moved, norm, random_direction
 from pytl.files import json_ready
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pytl.analysis.directions import moved
 from pytl.analysis.objective import Objective
+from pytl.analysis.weight_space import moved
 from pytl.digest import digest
 from pytl.files import replacing, writable_folder
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pytl import pictures
-from pytl.analysis.directions import random_direction
 from pytl.analysis.grid import Grid
 from pytl.analysis.objective import Loss, Objective, Protocol
+from pytl.analysis.weight_space import random_direction
 from pytl.architecture import unwrapped
 from pytl.progress import bar
 

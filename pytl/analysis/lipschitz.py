@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pytl import pictures
-from pytl.analysis.directions import dot, moved, norm
 from pytl.analysis.objective import Loss, Objective, Protocol
+from pytl.analysis.weight_space import dot, moved, norm
 from pytl.progress import bar
 
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
