@@ -1,4 +1,4 @@
-"""RIFLE in Hugging Face's and in Lightning's Trainer: against tables and loops made by hand, and resumed."""
+"""The optimizer and RIFLE in Hugging Face's and Lightning's Trainer: against tables and loops by hand, and resumed."""
 
 from __future__ import annotations
 
@@ -66,13 +66,6 @@ def classifier(**options: Any) -> Any:
     return transformers.BertForSequenceClassification(config)
 
 
-class Grouped:
-    """The optimizer's factory that the callback's docstring shows."""
-
-    def __call__(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-        return pytl.AdamW(pytl.param_groups(model, head="classifier", verbose=False), **options)
-
-
 class Watch(transformers.TrainerCallback):
     """Stands after RIFLE's callback: the steps at which the head was replaced, and the rates that steps had."""
 
@@ -93,7 +86,7 @@ def trained(out: Path, *callbacks: Any, model: Any = None, data: Any = None, **o
     defaults = {"max_steps": 12, "per_device_train_batch_size": 4, "save_strategy": "no", "use_cpu": True}
     quiet = {"report_to": [], "disable_tqdm": True, "logging_strategy": "no"}
     resume = options.pop("resume_from_checkpoint", None)
-    optimizer = options.pop("optimizer", (Grouped, {"lr": RATE}))
+    optimizer = options.pop("optimizer", hf.optimizer(lr=RATE, head="classifier", verbose=False))
     trainer = transformers.Trainer(
         model=model or classifier(),
         args=transformers.TrainingArguments(output_dir=str(out), **{**defaults, **quiet, **options}),
@@ -128,7 +121,7 @@ def test_hf_equals_a_loop_by_hand(tmp_path: Path) -> None:
     trained(tmp_path, hf.RIFLECallback("classifier", **options), model=model, **sequential)
 
     by_hand = classifier(**still).train()
-    opt = Grouped()(by_hand, lr=RATE)
+    opt = pytl.AdamW(pytl.param_groups(by_hand, head="classifier", verbose=False), lr=RATE)
     scheduler = transformers.get_scheduler("linear", opt, num_warmup_steps=0, num_training_steps=12)
     rifle = pytl.RIFLE(by_hand.classifier, opt, 12, **options)
     for _ in range(4):
@@ -139,6 +132,61 @@ def test_hf_equals_a_loop_by_hand(tmp_path: Path) -> None:
             rifle.step()
             opt.zero_grad()
     assert_same_bits(model, by_hand)
+
+
+PULLED = {"sp_decay": 0.1, "weight_decay": 0.01, "direction": "dtnh", "head": "classifier", "verbose": False}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.mark.parametrize("kind", [pytl.AdamW, pytl.SGD])
+def test_hf_optimizer_equals_a_loop_by_hand(tmp_path: Path, kind: Any) -> None:
+    sequential = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    model = classifier(**STILL)
+    trained(tmp_path, model=model, optimizer=hf.optimizer(kind, lr=RATE, **PULLED), **sequential)
+
+    by_hand = classifier(**STILL).train()
+    groups = pytl.param_groups(by_hand, head="classifier", sp_decay=0.1, weight_decay=0.01, verbose=False)
+    opt = kind(groups, lr=RATE, direction="dtnh")
+    for _ in range(4):
+        for batch in DataLoader(Random(), batch_size=4):
+            by_hand(**batch).loss.backward()
+            opt.step()
+            opt.zero_grad()
+    assert_same_bits(model, by_hand)
+
+
+def test_hf_six_steps_equal_three_and_three_resumed(tmp_path: Path) -> None:
+    saved = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optimizer": hf.optimizer(lr=RATE, **PULLED)}
+    whole = trained(tmp_path / "whole", **saved).model
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    resumed = trained(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **saved).model
+    assert_same_bits(whole, resumed)
+
+
+def test_hf_optimizer_finds_the_new_head_and_leaves_it_free(tmp_path: Path) -> None:
+    classifier().bert.save_pretrained(tmp_path / "source")
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "source")
+    model.bert.embeddings.requires_grad_(False)
+    frozen = model.bert.embeddings.word_embeddings.weight.clone()
+    trainer = trained(tmp_path / "out", model=model, optimizer=hf.optimizer(lr=RATE, sp_decay=0.1, verbose=False))
+    opt = trainer.optimizer.optimizer
+    of = {name: group for group in opt.param_groups for name in group["param_names"]}
+    assert of["classifier.weight"]["role"] == "new"
+    assert of["classifier.weight"]["sp_decay"] == 0
+    assert of["bert.encoder.layer.0.attention.self.query.weight"]["sp_decay"] == 0.1
+    assert "start" not in opt.state[model.classifier.weight]
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, frozen)
+
+
+def test_hf_optimizer_gives_layers_their_rates() -> None:
+    make, options = hf.optimizer(lr=RATE, layer_decay=0.5, head="classifier", verbose=False)
+    groups = make()(classifier(), **options).param_groups
+    assert {(group["role"], group["lr"]) for group in groups} == {("new", RATE), ("transferred", RATE / 2)}
+
+
+def test_hf_optimizer_names_unknown_options() -> None:
+    with pytest.raises(TypeError, match="options must be param_groups' or AdamW's; got decay, rate"):
+        hf.optimizer(lr=RATE, decay=0.1, rate=1, sp_decay=0.1)
 
 
 def test_hf_one_period_changes_no_bit(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_integrations import QUIET, Digits, Grouped, classifier
+from test_integrations import QUIET, Digits, classifier
 from test_integrations import Random as Sentences
 from test_training import (
     BATCHES,
@@ -847,7 +847,7 @@ def hf_trainer(out: Path, *callbacks: Any, optimizer: Any = None, **options: Any
     )
 
 
-OWN = (Grouped, {"lr": 0.01})
+OWN = hf.optimizer(lr=0.01, head="classifier", verbose=False)
 HF_OPTIMIZERS = pytest.mark.parametrize("optimizer", [None, OWN], ids=["torch's", "pytl's"])
 
 

@@ -1,7 +1,9 @@
-"""RIFLE and the recorder in Hugging Face's Trainer."""
+"""The optimizer, RIFLE and the recorder in Hugging Face's Trainer."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch.optim import Optimizer
 
 from pytl.extras import require
 from pytl.integrations.attached import AttachedRecorder, AttachedRIFLE
+from pytl.optim import AdamW, param_groups
 
 _callbacks = require("transformers.trainer_callback", "hf")
 
@@ -18,19 +21,59 @@ _callbacks = require("transformers.trainer_callback", "hf")
 _KEY = "RIFLE"
 
 
+class GroupedOptimizer:
+    """What Trainer makes its optimizer with: `param_groups` of its model, and an optimizer of them."""
+
+    def __call__(
+        self, model: nn.Module, *, kind: Callable[..., Optimizer], groups: dict[str, Any], **options: Any
+    ) -> Optimizer:
+        return kind(param_groups(model, **groups), **options)
+
+
+def optimizer(
+    kind: Callable[..., Optimizer] = AdamW, *, lr: float, **options: Any
+) -> tuple[type[GroupedOptimizer], dict[str, Any]]:
+    """Trainer's ``optimizer_cls_and_kwargs``::
+
+        trainer = Trainer(
+            model=model,
+            ...,
+            optimizer_cls_and_kwargs=pytl.integrations.hf.optimizer(lr=2e-5, sp_decay=1e-2, direction="dtnh"),
+        )
+
+    The new head is what the checkpoint lacked, where ``head`` does not name it. Trainer's own ``learning_rate`` and
+    ``weight_decay`` do not reach an optimizer that is given this way; its schedulers do.
+
+    Args:
+        kind: ``pytl.AdamW``, ``pytl.SGD``, or another optimizer.
+        lr: learning rate.
+        options: of ``pytl.param_groups`` (head, transfer, head_lr, layer_decay, sp_decay, weight_decay, ...), and of
+            the optimizer (direction, betas, momentum, ...).
+
+    Raises:
+        TypeError: an option that neither has.
+    """
+    ours = inspect.signature(param_groups).parameters.keys() - {"model", "lr"}
+    known = inspect.signature(kind).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    if unknown := [name for name in options if name not in ours and name not in known and not open_ended]:
+        raise TypeError(f"options must be param_groups' or {kind.__name__}'s; got {', '.join(unknown)}")
+    groups = {name: value for name, value in options.items() if name in ours}
+    if {"head_lr", "layer_decay"} & groups.keys():
+        groups["lr"] = lr
+    rest = {name: value for name, value in options.items() if name not in ours}
+    return GroupedOptimizer, {"kind": kind, "groups": groups, "lr": lr, **rest}
+
+
 class RIFLECallback(AttachedRIFLE, _callbacks.TrainerCallback):  # type: ignore[name-defined, misc]
     """Re-initialises the head at the end of each period but the last (Li et al. 2020, arXiv:2007.03349).
 
     The head's cyclic rate needs parameter groups of its own, which Trainer's default optimizer does not make::
 
-        class Grouped:
-            def __call__(self, model, **options):
-                return pytl.AdamW(pytl.param_groups(model, head="classifier"), **options)
-
         trainer = Trainer(
             model=model,
             ...,
-            optimizer_cls_and_kwargs=(Grouped, {"lr": 2e-5}),
+            optimizer_cls_and_kwargs=pytl.integrations.hf.optimizer(lr=2e-5),
             callbacks=[pytl.integrations.hf.RIFLECallback(periods=3)],
         )
 
