@@ -87,7 +87,9 @@ def trained(out: Path, *callbacks: Any, model: Any = None, data: Any = None, **o
     quiet = {"report_to": [], "disable_tqdm": True, "logging_strategy": "no"}
     resume = options.pop("resume_from_checkpoint", None)
     optimizer = options.pop("optimizer", hf.optimizer(lr=RATE, head="classifier", verbose=False))
-    trainer = transformers.Trainer(
+    more = options.pop("trainer", {})
+    trainer = (hf.PenaltyTrainer if "penalty" in more else transformers.Trainer)(
+        **more,
         model=model or classifier(),
         args=transformers.TrainingArguments(output_dir=str(out), **{**defaults, **quiet, **options}),
         train_dataset=data or Random(),
@@ -187,6 +189,87 @@ def test_hf_optimizer_gives_layers_their_rates() -> None:
 def test_hf_optimizer_names_unknown_options() -> None:
     with pytest.raises(TypeError, match="options must be param_groups' or AdamW's; got decay, rate"):
         hf.optimizer(lr=RATE, decay=0.1, rate=1, sp_decay=0.1)
+
+
+LAYERS = ["bert.encoder.layer.0"]
+
+
+@pytest.mark.parametrize("direction", ["sum", "dtnh"])
+def test_hf_penalty_equals_a_loop_by_hand(tmp_path: Path, direction: str) -> None:
+    sequential = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    model = classifier(**STILL)
+    with pytl.DELTA(model, LAYERS, strength=3.0) as penalty:
+        options = {**PULLED, "direction": direction}
+        trained(
+            tmp_path,
+            model=model,
+            trainer={"penalty": penalty},
+            optimizer=hf.optimizer(lr=RATE, **options),
+            **sequential,
+        )
+
+    by_hand = classifier(**STILL).train()
+    groups = pytl.param_groups(by_hand, head="classifier", sp_decay=0.1, weight_decay=0.01, verbose=False)
+    opt = pytl.AdamW(groups, lr=RATE, direction=direction)
+    with pytl.DELTA(by_hand, LAYERS, strength=3.0) as penalty:
+        for _ in range(4):
+            for batch in DataLoader(Random(), batch_size=4):
+                loss = by_hand(**batch).loss
+                value = penalty(input_ids=batch["input_ids"])
+                if direction == "dtnh":
+                    opt.take_penalty(value)
+                else:
+                    loss = loss + value
+                loss.backward()
+                opt.step()
+                opt.zero_grad()
+    assert_same_bits(model, by_hand)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("direction", ["sum", "dtnh"])
+def test_hf_penalty_of_micro_batches_is_their_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, whole: bool
+) -> None:
+    """Whether Trainer divides the loss by their number or not; without a task's loss, which Trainer sums for BERT."""
+
+    def none(outputs: Any, labels: Any, **_: Any) -> Tensor:
+        return 0 * outputs.logits.sum()
+
+    monkeypatch.setattr(hf.PenaltyTrainer, "loss_is_scaled_for_ga", whole)
+    found = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        model = classifier(**STILL)
+        with torch.no_grad():
+            for p in model.bert.encoder.parameters():
+                p.add_(0.1)
+        with pytl.DELTA(model, LAYERS, strength=3.0, source=classifier(**STILL)) as penalty:
+            trained(
+                tmp_path / f"{size}",
+                model=model,
+                trainer={"penalty": penalty, "compute_loss_func": none},
+                optimizer=hf.optimizer(pytl.SGD, lr=0.1, head="classifier", verbose=False, direction=direction),
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=accumulated,
+                max_steps=2,
+                train_sampling_strategy="sequential",
+                max_grad_norm=0.0,
+            )
+        found.append(model)
+    before = classifier(**STILL).bert.encoder.layer[0].output.dense.weight + 0.1
+    assert not torch.allclose(found[0].bert.encoder.layer[0].output.dense.weight, before)
+    for p, q in zip(*(one.parameters() for one in found), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_hf_penalty_counts_in_training_alone(tmp_path: Path) -> None:
+    model = classifier(**STILL)
+    with pytl.DELTA(model, LAYERS, strength=3.0) as penalty:
+        trainer = trained(tmp_path, model=model, trainer={"penalty": penalty}, max_steps=1)
+        found = trainer.evaluate()["eval_loss"]
+    model.eval()
+    whole = next(iter(DataLoader(Random(), batch_size=12)))
+    assert found == pytest.approx(model(**whole).loss.item(), rel=1e-5)
 
 
 def test_hf_one_period_changes_no_bit(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from torch.optim import Optimizer
 from pytl.extras import require
 from pytl.integrations.attached import AttachedRecorder, AttachedRIFLE
 from pytl.optim import AdamW, param_groups
+from pytl.optim.base import Optimizer as PytlOptimizer
+from pytl.regularizers import Penalty
 
 _callbacks = require("transformers.trainer_callback", "hf")
+_trainer = require("transformers.trainer", "hf")
 
 # Not the class's name: under `restore_callback_states_from_checkpoint` Trainer would replace the callback by one made
 # from JSON, which holds neither a module nor a function. What stands here travels in trainer_state.json either way.
@@ -63,6 +66,55 @@ def optimizer(
         groups["lr"] = lr
     rest = {name: value for name, value in options.items() if name not in ours}
     return GroupedOptimizer, {"kind": kind, "groups": groups, "lr": lr, **rest}
+
+
+class PenaltyTrainer(_trainer.Trainer):  # type: ignore[name-defined, misc]
+    """Trainer with a penalty beside its loss, joined by the optimizer's direction where that has one::
+
+        delta = pytl.DELTA(model, ["bert.encoder.layer.11"])
+        trainer = PenaltyTrainer(
+            model=model,
+            ...,
+            penalty=delta,
+            optimizer_cls_and_kwargs=pytl.integrations.hf.optimizer(lr=2e-5, direction="dtnh"),
+        )
+
+    The penalty counts in training alone, as a mean over the micro-batches of a step. An ``"ids"`` among the inputs is
+    the samples' ids, for a cached source (with ``remove_unused_columns=False``).
+
+    Args:
+        penalty: a regulariser made for the model; not closed.
+        args, options: as Trainer has them.
+    """
+
+    def __init__(self, *args: Any, penalty: Penalty, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.penalty = penalty
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's loss, with the penalty's value where no direction joins the gradients."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        called = {"ids": inputs.pop("ids", None), **{k: value for k, value in inputs.items() if k != "labels"}}
+        self.penalty.prepare(**called)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        value, micro_batches = self.penalty(**called), self.current_gradient_accumulation_steps
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate's has the real one inside
+        if isinstance(inner, PytlOptimizer) and inner.directs:
+            inner.take_penalty(value / micro_batches, self.accelerator.scaler)
+        else:
+            loss = loss + (value / micro_batches if self._is_whole(num_items_in_batch) else value)
+        return (loss, outputs) if return_outputs else loss
+
+    def _is_whole(self, num_items_in_batch: Any) -> bool:
+        """Whether Trainer leaves the loss as it is, and does not divide it by the number of micro-batches."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return bool(counted or self.compute_loss_func is not None)
 
 
 class RIFLECallback(AttachedRIFLE, _callbacks.TrainerCallback):  # type: ignore[name-defined, misc]

@@ -269,6 +269,11 @@ class Optimizer(torch.optim.Optimizer):
         """
         self._penalties.take(value, [p for p in self._params() if p.requires_grad], scaler, average)
 
+    @property
+    def directs(self) -> bool:
+        """Whether a direction joins a regulariser's gradient with the task's, or their sum will do."""
+        return any(find(group["direction"]).rule != "sum" for group in self.param_groups)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients, those of the penalties as well."""
         super().zero_grad(set_to_none)

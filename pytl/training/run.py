@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pytl.batch import Batch
-from pytl.directions import find
 from pytl.metrics import Record
 from pytl.optim.base import Optimizer as PytlOptimizer
 from pytl.periods import Periods
@@ -47,8 +46,7 @@ class Parts:
     @property
     def directs(self) -> bool:
         """Whether a direction joins the penalty's gradient with the task's, or their sum will do."""
-        rules = [group.get("direction", "sum") for group in self.optimizer.param_groups]
-        return any(find(rule).rule != "sum" for rule in rules)
+        return isinstance(self.optimizer, PytlOptimizer) and self.optimizer.directs
 
 
 @dataclass
