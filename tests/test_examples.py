@@ -32,5 +32,5 @@ def test_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_hf_trainer() -> None:
     found = example("hf_trainer").main(steps=40)
-    assert found["eval_accuracy"] > 0.75
+    assert found["eval_accuracy"] > 0.85  # 0.77 of the lines are code
     assert found["eval_loss"] < 0.6
