@@ -41,7 +41,8 @@ class Recorder:
     gradient is kept apart. What is not finite is left out, as cosines are where there is no regulariser.
 
     Cost: a read of the weights, their start and the gradients each `every` steps; on the device, which is waited for
-    only each `capacity` lines. Memory: the starting weights, 64 MiB, and `capacity` lines.
+    only each `capacity` lines. Memory: the starting weights; 64 MiB, or the largest parameter; and for each of
+    `capacity` lines 56 bytes a parameter tensor.
 
     Args:
         model: any module whose parameters are whole on one device.
@@ -93,7 +94,7 @@ class Recorder:
         self._blocks = [blocks[place].name for place in present]
         self._place = torch.tensor([present.index(depth[named[p]]) for p in self._params], device=device)
         with torch.no_grad():
-            self._start = [p.clone() if start is None else start[named[p]].to(p) for p in self._params]
+            self._start = [_apart(p if start is None else start[named[p]].to(p), p) for p in self._params]
         self._kept: list[tuple[int, Tensor, Tensor]] = []
         self._events = None if tensorboard is None else partial(_writer(), str(tensorboard))
         self._writer: Any = None
@@ -186,6 +187,11 @@ class Recorder:
         norms = iter(_norms(present))
         found = [zero if p.grad is None else next(norms) for p in self._params]
         return torch.stack(found).double().square()
+
+
+def _apart(start: Tensor, p: Tensor) -> Tensor:
+    """A copy where it is the weight itself, as in a state dict."""
+    return start.clone() if start.data_ptr() == p.data_ptr() else start
 
 
 def _norms(tensors: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
