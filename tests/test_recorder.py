@@ -149,18 +149,6 @@ PULLED = {"SGD": {"lr": 0.1, "momentum": 0.9}, "AdamW": {"lr": 0.01}}
 @pytest.mark.parametrize("kind", PULLED)
 @pytest.mark.parametrize("rule", ["sum", "dtnh", "grod"])
 @pytest.mark.parametrize("penalised", [False, True], ids=["alone", "penalty"])
-def test_a_start_that_is_the_weights_themselves_is_copied(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    path = tmp_path / "metrics.jsonl"
-    recorder = pytl.Recorder(model, optimizer, path, every=1, head=(), start=model.state_dict())
-    model(torch.randn(5, 3)).sum().backward()
-    optimizer.step()
-    recorder.step()
-    recorder.close()
-    assert all(value > 0 for key, value in metrics.read(path)[0].items() if key.startswith("distance/"))
-
-
 def test_lines_of_pytls_optimizers_are_what_float64_says(tmp_path: Path, kind: str, rule: str, penalised: bool) -> None:
     """The pull is to the start in the body and to zero in the head; the penalty is on the first layer's features."""
     model, file = deep(), tmp_path / "metrics.jsonl"
@@ -1119,3 +1107,15 @@ def test_a_trace_is_what_was_recorded(tmp_path: Path) -> None:
     assert trace.conflict()["0"] == sum(value < 0 for value in felt) / len(felt)
     body = [[value for key, value in r.items() if key.startswith("distance/") and "head" not in key] for r in found]
     assert trace.total("distance") == pytest.approx([math.hypot(*values) for values in body])
+
+
+def test_a_start_that_is_the_weights_themselves_is_copied(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = tmp_path / "metrics.jsonl"
+    recorder = pytl.Recorder(model, optimizer, path, every=1, head=(), start=model.state_dict())
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    recorder.step()
+    recorder.close()
+    assert all(value > 0 for key, value in metrics.read(path)[0].items() if key.startswith("distance/"))
