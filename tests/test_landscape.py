@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_sharpness import ANYTHING, Quadratic, mean
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,25 +24,6 @@ from pytl.files import json_ready
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Data = list[tuple[Tensor, Tensor]]
-
-
-class Quadratic(nn.Module):
-    """Its every output is ``w' A w / 2``."""
-
-    def __init__(self, matrix: Tensor, at: Tensor) -> None:
-        super().__init__()
-        self.w = nn.Parameter(at)
-        self.register_buffer("matrix", matrix)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.w @ self.matrix @ self.w / 2).expand(len(x))
-
-
-def mean(outputs: Tensor, labels: Tensor) -> Tensor:
-    return outputs.mean()
-
-
-ANYTHING = [(torch.zeros(4, 1), torch.zeros(4))]
 
 
 def perceptron() -> nn.Sequential:

@@ -125,7 +125,7 @@ def stage_sweep(
     with bar(f"stages: {len(readable)} checkpoints", len(readable), shown=progress) as advance:
         for path in readable:
             network = make()
-            put_body(network, read_weights(path), head, path)
+            _put_body(network, read_weights(path), head, path)
             values.append(measure(network))
             advance()
     names = tuple(path.stem if path.is_file() else path.name for path in readable)
@@ -144,7 +144,7 @@ def _readable(files: Sequence[Path], network: nn.Module, head: Head | None) -> I
         yield path
 
 
-def put_body(
+def _put_body(
     network: nn.Module, weights: Mapping[str, Tensor], head: Head | None = None, path: Path | None = None
 ) -> None:
     """Loads all but the head from a checkpoint.

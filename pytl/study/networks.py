@@ -54,8 +54,7 @@ class DigitsNet(nn.Module):
 
 def source_digits(task: Task, seed: int, cache: Path) -> DigitsNet:
     """A `DigitsNet` that learnt `task.source`. It is trained once for each source and seed, and kept in `cache`."""
-    if task.source is None:
-        raise ValueError(f"task must have a source; got {task.name!r} without one")
+    source = _source_of(task)
     path = files.writable_folder(cache) / f"{task.source_name}-{seed}.pt"
     with files.locked(path):  # several processes may want it
         torch.manual_seed(seed)
@@ -63,9 +62,15 @@ def source_digits(task: Task, seed: int, cache: Path) -> DigitsNet:
         if path.exists():
             network.load_state_dict(checkpoint.load(path))
             return network
-        _pretrain(network, task.source, seed)
+        _pretrain(network, source, seed)
         checkpoint.save(path, network.state_dict())
         return network
+
+
+def _source_of(task: Task) -> Dataset[Any]:
+    if task.source is None:
+        raise ValueError(f"task must have a source; got {task.name!r} without one")
+    return task.source
 
 
 def _pretrain(network: DigitsNet, source: Dataset[Any], seed: int, **kept: Any) -> None:
@@ -77,12 +82,11 @@ def _pretrain(network: DigitsNet, source: Dataset[Any], seed: int, **kept: Any) 
 
 def source_stages(task: Task, seed: int, cache: Path, count: int) -> Path:
     """The folder of a digits source's checkpoints: at its start, `count` on the way, and its end."""
-    if task.source is None:
-        raise ValueError(f"task must have a source; got {task.name!r} without one")
+    source = _source_of(task)
     folder = files.writable_folder(cache) / f"{task.source_name}-{seed}-{count}-stages"
     with files.locked(folder):
         torch.manual_seed(seed)
-        _pretrain(DigitsNet(10), task.source, seed, out=folder, snapshots=count, resume=True)
+        _pretrain(DigitsNet(10), source, seed, out=folder, snapshots=count, resume=True)
     return folder
 
 
