@@ -195,28 +195,38 @@ def look_and_step(
     run: Run,
     max_grad_norm: float | None = None,
     scaling: Scaling = NO_SCALING,
+    total: Callable[[], None] | None = None,
 ) -> None:
     """One step of all lists; the ``rows`` of each receive its Gram numbers.
 
     Where the core knows the rules and runs everything, that is one call, and so is a list where each tensor decides for
-    itself; else all tensors are looked at before any is changed.
+    itself; else all tensors are looked at before any is changed. ``total`` brings rows of parts into rows of whole
+    parameters; where the sum is all that is asked for, nothing is decided, and it comes last.
     """
     by_rule = all(g.direction.rule for g in groups)
-    if by_rule and len(lists) == 1 and lists[0].on_core:
-        run(lists[0], groups, None, math.inf if max_grad_norm is None else max_grad_norm, scaling)
-        return
-    if by_rule and max_grad_norm is None and all(g.granularity == "tensor" for g in groups):
+    if total is not None and (max_grad_norm is not None or any(g.direction.rule != "sum" for g in groups)):
+        by_rule = False
+    in_one_call = len(lists) == 1 and lists[0].on_core
+    if by_rule and (in_one_call or (max_grad_norm is None and _decide_alone(groups))):
         for tensors in lists:
-            run(tensors, groups, None, scaling=scaling)
+            run(tensors, groups, None, math.inf if max_grad_norm is None else max_grad_norm, scaling)
+        if total:
+            total()
         return
     for tensors in lists:
         look(tensors, groups, scaling)
+    if total:
+        total()
     rows, group_of = gathered([t.rows for t in lists]), gathered([t.group_of for t in lists])
     weights = step_weights(rows, group_of, groups)
     if max_grad_norm is not None:
         clip(weights, rows, group_of, groups, max_grad_norm)
     for tensors, own in zip(lists, weights.split([len(tensors) for tensors in lists]), strict=True):
         run(tensors, groups, own.to(tensors.device, non_blocking=True), scaling=scaling)
+
+
+def _decide_alone(groups: Sequence[GroupOptions]) -> bool:
+    return all(g.granularity == "tensor" or g.direction.rule == "sum" for g in groups)
 
 
 def gathered(parts: Sequence[Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ from pytl.optim.penalties import PenaltyGradients
 from pytl.optim.plan import Plan, Signature, split
 from pytl.optim.ranks import Ranks
 from pytl.optim.report import Report, make_report
+from pytl.optim.sharding import check_placements, here, part
 from pytl.optim.start import Source, StartingPoint
 from pytl.optim.state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
 
@@ -90,7 +91,8 @@ class Optimizer(torch.optim.Optimizer):
         try:
             for _, name, p in self._members():
                 check_weight(p, name)
-            check_overlap(self._params())
+                check_placements(p, name)
+            check_overlap([here(p) for p in self._params()])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -143,7 +145,7 @@ class Optimizer(torch.optim.Optimizer):
         plan = self._take_step_of(scaling)
         if plan is not None and plan.lists:
             options = self._all_options()
-            look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling)
+            look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling, plan.total)
             plan.publish()
             torch.autograd.graph.increment_version(plan.on_core)
         self._penalties.clear()
@@ -200,7 +202,7 @@ class Optimizer(torch.optim.Optimizer):
             self._captured.append(self._plan)
         members = self._members()
         first = {p: i for i, p in reversed([*enumerate(params)])}
-        stepped = [(i, g) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
+        stepped = [(i, part(g, params[i])) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
         for i, grad in stepped:
             check_gradient(grad, members[i][1])
         self._check_start()
@@ -238,14 +240,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _operands(self, k: int, name: str, p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Operands:
         moments = self._states(self.param_groups[k])
-        start = state.get("start")
+        start, compensation = state.get("start"), state.get("compensation")
         return Operands(
-            weight=p,
+            weight=here(p),
             gradient=grad,
-            start=None if start is None else start.to(p.device),
+            start=None if start is None else part(start, p).to(p.device),
             penalty=self._penalties.of.get(p),
-            compensation=state.get("compensation"),
-            states=tuple(state[moment] for moment in moments),
+            compensation=None if compensation is None else here(compensation),
+            states=tuple(here(state[moment]) for moment in moments),
             step=state["step"],
             group=k,
             fresh=any(self.state.get(p, {}).get(moment) is None for moment in moments),
@@ -292,7 +294,7 @@ class Optimizer(torch.optim.Optimizer):
         return penalty_gram(self._seen().gram)
 
     def report(self) -> Report:
-        """The last step in numbers, by tensor and in all. Reads the weights once."""
+        """The last step in numbers, by tensor and in all. Reads the weights once; of sharded ones all ranks ask."""
         return make_report(self._seen(), self._members(), self.param_groups, self.state)
 
     def _seen(self) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from pytl.ops.plan import CudaPlan
 from pytl.ops.step import gathered
 from pytl.ops.tensor_list import GRAM_COLUMNS, Operands, TensorList, place
+from pytl.optim.sharding import RankSums, here, is_sharded, part
 
 Signature = Sequence[tuple[Any, ...]]
 
@@ -46,6 +47,9 @@ class Plan:
         self._sample = list(self._entries[0].values()) if self._entries else []
         self._sample_addresses = _addresses(self._sample)
         self.on_core = [o.weight for tensors in self.lists if tensors.on_core for o in tensors.operands]
+        self._sharded = [p for p in self.params if is_sharded(p)]
+        self._sharded_addresses = _addresses(self._sharded)
+        self._sums = RankSums(self.params)
 
     def holds(
         self, params: list[Tensor], grads: list[Tensor | None], signature: Signature, state: Mapping[Tensor, Any]
@@ -56,6 +60,7 @@ class Plan:
             and all(map(is_, params, self.params))
             and signature == self.signature
             and self._holds_state(state)
+            and (not self._sharded or _addresses(self._sharded) == self._sharded_addresses)
             and all([grads[i] is None for i in self.absent])
         )
 
@@ -71,6 +76,8 @@ class Plan:
 
     def take(self, grads: Sequence[Any], penalties: Mapping[Tensor, Tensor]) -> bool:
         """Hands this step's gradients to the lists; False where they no longer fit the plan."""
+        if self._sharded:
+            grads = [None if g is None else part(g, p) for g, p in zip(grads, self.params, strict=True)]
         for tensors, index in zip(self.lists, self.indices, strict=True):
             h = [penalties.get(self.params[i]) for i in index] if penalties else None
             if not tensors.take(grads if self._in_order else [grads[i] for i in index], h):
@@ -83,13 +90,25 @@ class Plan:
             self.gram[self._places] = gathered([tensors.rows for tensors in self.lists])
 
     @property
+    def total(self) -> Callable[[], None] | None:
+        """Brings rows of the parts on this rank into rows of whole parameters; None where all are whole."""
+        return self._total if self._sums else None
+
+    def _total(self) -> None:
+        self.publish()
+        self._sums.over(self.gram)
+        if not self._in_order:
+            for tensors, index in zip(self.lists, self.indices, strict=True):
+                tensors.rows.copy_(self.gram[index])
+
+    @property
     def is_on_device(self) -> bool:
         """Whether a step asks nothing of the host: it reads overflow and loss scale on the device."""
         return len(self.cuda) == len(self.lists)
 
 
 def _addresses(values: Sequence[Any]) -> list[int]:
-    return [value.data_ptr() for value in values if isinstance(value, Tensor)]
+    return [here(value).data_ptr() for value in values if isinstance(value, Tensor)]
 
 
 def split(operands: Sequence[Operands], fused: Sequence[bool | None]) -> tuple[list[TensorList], list[list[int]]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pytl.ops.tensor_list import compute_dtype
 from pytl.optim.plan import Plan
+from pytl.optim.sharding import RankSums, here
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Report:
     nonfinite: int
     """How many tensors had a gradient that is not finite."""
     start_bytes: int
-    """Memory that the starting points take."""
+    """Memory that the starting points take, on this rank."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,9 +53,10 @@ def make_report(
     gg, gr, rr = plan.gram[:, :3].unbind(1)
     pulled = rr > 0
     starts = [state[p].get("start") if p in state else None for _, _, p in members]
-    here = plan.gram.device
-    distance = torch.stack([_distance(p, start).to(here) for (_, _, p), start in zip(members, starts, strict=True)])
-    norm = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64).to(here) for _, _, p in members])
+    numbers = [_numbers(p, start, plan.gram.device) for (_, _, p), start in zip(members, starts, strict=True)]
+    squares = torch.stack(numbers)
+    RankSums([p for _, _, p in members]).over(squares)
+    distance, norm = squares.sqrt().unbind(1)
     sp_decay = norm.new_tensor([float(groups[k]["sp_decay"]) for k, _, _ in members])
     weight_decay = norm.new_tensor([float(groups[k]["weight_decay"]) for k, _, _ in members])
     return Report(
@@ -64,12 +66,13 @@ def make_report(
         penalty=float((sp_decay * distance**2 + weight_decay * norm**2).sum() / 2),
         distance=distance.tolist(),
         nonfinite=int((~gg.isfinite()).sum()),
-        start_bytes=sum(start.nbytes for start in starts if start is not None),
+        start_bytes=sum(here(start).nbytes for start in starts if start is not None),
     )
 
 
-def _distance(p: Tensor, start: Tensor | None) -> Tensor:
-    if start is None:
-        return torch.zeros((), dtype=torch.float64, device=p.device)
-    dtype = compute_dtype(p.dtype)
-    return torch.linalg.vector_norm(p.to(dtype) - start.to(p.device, dtype), dtype=torch.float64)
+def _numbers(p: Tensor, start: Tensor | None, device: torch.device) -> Tensor:
+    """``[|w - w0|^2, |w|^2]`` of the parameter's part on this rank."""
+    w = here(p).to(compute_dtype(p.dtype))
+    apart = w - here(start).to(w) if start is not None else w.new_zeros(())
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in (apart, w)]
+    return torch.stack(norms).square().to(device)

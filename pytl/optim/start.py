@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pytl.optim.sharding import all_agree, here, part, whole
 from pytl.weight_files import Catalogue, catalogue, open_weights, some
 
 Source = Mapping[str, Tensor] | str | os.PathLike[str] | None
@@ -70,15 +71,16 @@ class StartingPoint:
             )
 
     def of(self, name: str | None, weight: Tensor) -> Tensor:
-        """A new tensor: w0 of a parameter, its elements in the weight's order."""
+        """A new tensor: w0 of a parameter, its elements in the weight's order, sharded as the weight is."""
         if self.source is None:
             origin = weight.detach()
         else:
             assert name is not None
             origin = self._open()[1](name)
-        dtype = _smallest_lossless(origin) if self.dtype == "auto" else self.dtype
+        ours, w = part(origin, weight), here(weight.detach())
+        dtype = _smallest_lossless(ours, weight) if self.dtype == "auto" else self.dtype
         assert isinstance(dtype, torch.dtype)
-        return torch.empty_like(weight, dtype=dtype, device=self.device or weight.device).copy_(origin)
+        return whole(torch.empty_like(w, dtype=dtype, device=self.device or w.device).copy_(ours), weight)
 
     def _open(self) -> Catalogue:
         if self._catalogue is None:
@@ -97,8 +99,13 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _smallest_lossless(tensor: Tensor) -> torch.dtype:
+def _smallest_lossless(ours: Tensor, weight: Tensor) -> torch.dtype:
+    """For all parts of a weight's w0, of which this one is ours."""
     for dtype in (torch.bfloat16, torch.float32):
-        if dtype.itemsize < tensor.dtype.itemsize and bool((tensor.to(dtype).to(tensor.dtype) == tensor).all()):
+        if dtype.itemsize < ours.dtype.itemsize and all_agree(_is_lossless(ours, dtype), weight):
             return dtype
-    return tensor.dtype
+    return ours.dtype
+
+
+def _is_lossless(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return bool((tensor.to(dtype).to(tensor.dtype) == tensor).all())

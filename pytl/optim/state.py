@@ -12,6 +12,7 @@ from torch import Tensor
 from pytl.directions import RULES, Direction
 from pytl.ops.core import is_dense
 from pytl.ops.tensor_list import in_order
+from pytl.optim.sharding import here, part, whole
 
 
 def step_tensor(step: Any, device: torch.device, taken: bool) -> Tensor:
@@ -30,9 +31,10 @@ def in_weights_order(tensor: Tensor | None, weight: Tensor, dtype: torch.dtype) 
         return torch.zeros_like(weight, dtype=dtype)
     if tensor.shape != weight.shape:
         raise ValueError(f"loaded state must have the weight's shape {[*weight.shape]}; got {[*tensor.shape]}")
-    if tensor.dtype == dtype and tensor.device == weight.device and (in_order(tensor, weight) or not is_dense(weight)):
-        return tensor
-    return torch.empty_like(weight, dtype=dtype).copy_(tensor)
+    ours, w = part(tensor, weight), here(weight)
+    if ours.dtype == dtype and ours.device == w.device and (in_order(ours, w) or not is_dense(w)):
+        return whole(ours, weight)
+    return whole(torch.empty_like(w, dtype=dtype).copy_(ours), weight)
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
