@@ -37,13 +37,16 @@ Parameter parameter(const py::handle& operands) {
   p.gradient = address("gradient");
   p.penalty = address("penalty");
   p.start = address("start");
+  const auto scales = operands.attr("scales").cast<std::vector<int64_t>>();
   for (size_t k = 0; k < states.size() && k < 3; k++) p.state[k] = pointer<char>(states[k]);
+  for (size_t k = 0; k < scales.size() && k < 3; k++) p.scale[k] = pointer<float>(scales[k]);
   p.step = pointer<float>(operands.attr("step").cast<int64_t>());
   p.length = operands.attr("length").cast<int64_t>();
   p.group = operands.attr("group").cast<int32_t>();
   p.fresh = operands.attr("fresh").cast<bool>();
   p.dtype = operands.attr("dtype").cast<DType>();
   p.start_dtype = operands.attr("start_dtype").cast<DType>();
+  p.moments = operands.attr("moments").cast<MomentFormat>();
   return p;
 }
 
@@ -303,6 +306,11 @@ PYBIND11_MODULE(_core, m) {
       .value("float32", DType::float32)
       .value("bfloat16", DType::bfloat16)
       .value("float16", DType::float16)
+      .finalize();
+  py::native_enum<MomentFormat>(m, "MomentFormat", "enum.IntEnum")
+      .value("full", MomentFormat::full)
+      .value("bfloat16", MomentFormat::bfloat16)
+      .value("eight_bits", MomentFormat::eight_bits)
       .finalize();
   py::native_enum<Rule>(m, "Rule", "enum.IntEnum")
       .value("sum", Rule::sum)

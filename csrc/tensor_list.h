@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "formulas/adamw.h"
+#include "formulas/moments.h"
 #include "formulas/sgd.h"
 #include "formulas/terms.h"
 
@@ -17,12 +18,14 @@ struct Parameter {
   const char* gradient;  // dtype; the task's
   const char* penalty;   // dtype; gradient of the feature penalties
   const char* start;     // start_dtype; w0
-  char* state[3];        // float64 for float64 weights, else float32
+  char* state[3];        // float64 for float64 weights, else float32, bfloat16, or codes of 8 bits
+  float* scale[3];       // of each block of a state's codes
   float* step;           // how many steps have been taken
   int64_t length;
   int32_t group;
   int32_t fresh;  // the momentum is new: it takes the first direction whole
   DType dtype, start_dtype;
+  MomentFormat moments;
 };
 
 // Options that every optimizer has. A group is a parameter group of torch.optim.
@@ -120,8 +123,8 @@ class TensorList {
     for (size_t i = 0; i < parameters_.size(); i++) {
       if (!parameters_[i].step) refuse(i, "step must have an address");
       for (int k = 0; k < needed(parameters_[i]); k++)
-        if (parameters_[i].length && !parameters_[i].state[k])
-          refuse(i, "state " + std::to_string(k) + " must have an address");
+        if (parameters_[i].length && !(parameters_[i].state[k] && has_scale(parameters_[i], k)))
+          refuse(i, "state " + std::to_string(k) + " must have an address, and its scales if it has any");
     }
   }
 
@@ -138,6 +141,8 @@ class TensorList {
     if (!penalties.empty()) p.penalty = reinterpret_cast<const char*>(penalties[index]);
   }
 
+  static bool has_scale(const Parameter& p, int k) { return p.moments != MomentFormat::eight_bits || p.scale[k]; }
+
   static void refuse(size_t index, const std::string& what) {
     throw std::invalid_argument("parameter " + std::to_string(index) + ": " + what);
   }
@@ -146,7 +151,13 @@ class TensorList {
     if (p.length < 0) refuse(index, "length must be >= 0; got " + std::to_string(p.length));
     if (p.group < 0) refuse(index, "group must be >= 0; got " + std::to_string(p.group));
     if (p.length && !(p.weight && p.gradient)) refuse(index, "weight and gradient must have an address");
-    const int64_t size = element_size(p.dtype), state_size = p.dtype == DType::float64 ? 8 : 4;
+    const int64_t size = element_size(p.dtype);
+    const int64_t state_size = p.moments == MomentFormat::eight_bits ? 1
+                               : p.moments == MomentFormat::bfloat16 ? 2
+                               : p.dtype == DType::float64           ? 8
+                                                                     : 4;
+    if (p.dtype == DType::float64 && p.moments != MomentFormat::full)
+      refuse(index, "moments of float64 weights must be float64");
     const auto aligned = [&](const char* name, const void* address, int64_t to) {
       if (reinterpret_cast<uintptr_t>(address) % to)
         refuse(index, std::string(name) + " must be aligned to " + std::to_string(to) + " bytes");
@@ -157,6 +168,7 @@ class TensorList {
     aligned("penalty", p.penalty, size);
     aligned("start", p.start, element_size(p.start_dtype));
     for (const char* state : p.state) aligned("state", state, state_size);
+    for (const float* scale : p.scale) aligned("scale", scale, 4);
     aligned("step", p.step, 4);
   }
 

@@ -67,6 +67,62 @@ void narrow_sum(DType dtype, const Real* from, int64_t n, void* high, void* low)
   if (dtype == DType::float16) narrow_sum_tile(from, n, static_cast<float16*>(high), static_cast<float16*>(low));
 }
 
+template <class Code, class Real>
+void load_codes(const uint8_t* __restrict codes, const float* scales, int64_t n, Real* __restrict to) {
+  for (int64_t block = 0; block < n; block += kMomentBlock, scales++) {
+    const int64_t end = n - block < kMomentBlock ? n : block + kMomentBlock;
+    const float scale = *scales;
+#pragma omp simd
+    for (int64_t i = block; i < end; i++) to[i] = Code::moment(codes[i], scale);
+  }
+}
+
+template <class Real>
+void load_moments(const Moments& m, int64_t n, Real* to) {
+  const uint8_t* codes = reinterpret_cast<const uint8_t*>(m.stored);
+  if (m.format == MomentFormat::bfloat16) return widen_tile(reinterpret_cast<const bfloat16*>(m.stored), n, to);
+  if (m.squares) return load_codes<RootCode>(codes, m.scales, n, to);
+  load_codes<SignedCode>(codes, m.scales, n, to);
+}
+
+// The largest magnitude, and NaN where there is one: magnitudes are in the order of their bits.
+template <class Code, class Real>
+float largest(const Real* __restrict from, int64_t n) {
+  uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t magnitude = bit_cast<uint32_t>(Code::kept(static_cast<float>(from[i]))) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return bit_cast<float>(largest);
+}
+
+template <class Code, class Real>
+void store_codes(const Real* __restrict from, int64_t n, int64_t first, uint32_t seed, uint8_t* __restrict codes,
+                 float* scales) {
+  for (int64_t block = 0; block < n; block += kMomentBlock, scales++) {
+    const int64_t end = n - block < kMomentBlock ? n : block + kMomentBlock;
+    const float scale = *scales = largest<Code>(from + block, end - block);
+#pragma omp simd
+    for (int64_t i = block; i < end; i++)
+      codes[i] = Code::code(Code::kept(static_cast<float>(from[i])), scale, random_bits(seed, first + i));
+  }
+}
+
+template <class Real>
+void store_moments(const Moments& m, const Real* __restrict from, int64_t n, int64_t first, uint32_t seed) {
+  uint8_t* codes = reinterpret_cast<uint8_t*>(m.stored);
+  if (m.format == MomentFormat::bfloat16) {
+    bfloat16* __restrict to = reinterpret_cast<bfloat16*>(m.stored);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+      to[i] = rounded_at_random(static_cast<float>(from[i]), random_bits(seed, first + i));
+    return;
+  }
+  if (m.squares) return store_codes<RootCode>(from, n, first, seed, codes, m.scales);
+  store_codes<SignedCode>(from, n, first, seed, codes, m.scales);
+}
+
 // penalty_apart: the penalty has rows of its own (decoupled), else it is part of r.
 template <class Real, bool regularised, bool penalty_apart>
 void gram_tile(const Tile<Real>& tile, const Terms<Real>& terms, GramSums& sums) {
@@ -161,9 +217,11 @@ void adamw(const Tile<Real>& tile, const Terms<Real>& terms, const AdamW<Real>& 
 
 extern const Loops<float> float_loops;
 extern const Loops<double> double_loops;
-const Loops<float> float_loops = {widen<float>, narrow<float>, widen_sum<float>, narrow_sum<float>,
-                                  gram<float>,  sgd<float>,    adamw<float>};
-const Loops<double> double_loops = {widen<double>, narrow<double>, widen_sum<double>, narrow_sum<double>,
-                                    gram<double>,  sgd<double>,    adamw<double>};
+const Loops<float> float_loops = {widen<float>,      narrow<float>,       widen_sum<float>,
+                                  narrow_sum<float>, load_moments<float>, store_moments<float>,
+                                  gram<float>,       sgd<float>,          adamw<float>};
+const Loops<double> double_loops = {widen<double>,      narrow<double>,       widen_sum<double>,
+                                    narrow_sum<double>, load_moments<double>, store_moments<double>,
+                                    gram<double>,       sgd<double>,          adamw<double>};
 
 }  // namespace pytl::cpu::PYTL_ISA

@@ -17,6 +17,14 @@ struct Tile {
   Real* state[3];
 };
 
+// Where a piece of a state lies, and how it is kept; `squares`: a mean of squares.
+struct Moments {
+  MomentFormat format;
+  bool squares;
+  char* stored;
+  float* scales;
+};
+
 // Gram numbers on the way: element i of a chunk is summed in lane i % kLanes, in float64, and the lanes are added in
 // one order at the chunk's end. So the bits depend neither on the vector width nor on the tiles.
 constexpr int kLanes = 16;
@@ -53,6 +61,9 @@ struct Loops {
   // A compensated weight is the unevaluated sum of two numbers of its dtype.
   void (*widen_sum)(DType, const void* high, const void* low, int64_t length, Real* to);
   void (*narrow_sum)(DType, const Real* from, int64_t length, void* high, void* low);
+  // A piece of a state that is kept in fewer bits, from a block's first element on.
+  void (*load_moments)(const Moments&, int64_t length, Real* to);
+  void (*store_moments)(const Moments&, const Real* from, int64_t length, int64_t first, uint32_t seed);
   void (*gram)(const Tile<Real>&, const Terms<Real>&, GramSums&);
   void (*sgd)(const Tile<Real>&, const Terms<Real>&, const SGD<Real>&, Momentum);
   void (*adamw)(const Tile<Real>&, const Terms<Real>&, const AdamW<Real>&, bool amsgrad);

@@ -10,16 +10,17 @@ namespace {
 
 constexpr int64_t kWorthThreads = 1 << 14;  // elements: below, waking the threads costs more than the work
 
-// One tile of a parameter, widened. Operands whose dtype is Real are used where they lie.
+// One tile of a parameter, widened. Operands whose dtype is Real are used where they lie. States are there for a step.
 template <class Real>
 class Staged {
  public:
-  Staged(const Parameter& p, int64_t offset, int64_t length) : p_(p), offset_(offset), length_(length) {
+  Staged(const Parameter& p, int64_t offset, int64_t length, bool with_states)
+      : p_(p), offset_(offset), length_(length) {
     tile_.length = length;
     tile_.gradient = widened(p.gradient, p.dtype, gradient_);
     tile_.penalty = p.penalty ? widened(p.penalty, p.dtype, penalty_) : zeros();
     tile_.start = p.start ? widened(p.start, p.start_dtype, start_) : zeros();
-    for (int k = 0; k < 3; k++) tile_.state[k] = p.state[k] ? reinterpret_cast<Real*>(p.state[k]) + offset : nullptr;
+    for (int k = 0; k < 3; k++) tile_.state[k] = with_states && p.state[k] ? state(k) : nullptr;
     if (p.compensation) {
       tile_.weight = weight_;
       loops<Real>().widen_sum(p.dtype, at(p.weight, p.dtype), at(p.compensation, p.dtype), length, weight_);
@@ -35,12 +36,28 @@ class Staged {
       loops<Real>().narrow_sum(p_.dtype, weight_, length_, at(p_.weight, p_.dtype), at(p_.compensation, p_.dtype));
     else if (tile_.weight == weight_)
       loops<Real>().narrow(p_.dtype, weight_, length_, at(p_.weight, p_.dtype));
+    for (int k = 0; k < 3; k++)
+      if (tile_.state[k] == state_[k])
+        loops<Real>().store_moments(moments(k), state_[k], length_, offset_, moment_seed(*p_.step + 1.0, k));
   }
 
  private:
   template <class Byte>
   Byte* at(Byte* operand, DType dtype) const {
     return operand + offset_ * element_size(dtype);
+  }
+
+  Real* state(int k) {
+    if (p_.moments == MomentFormat::full) return reinterpret_cast<Real*>(p_.state[k]) + offset_;
+    loops<Real>().load_moments(moments(k), length_, state_[k]);
+    return state_[k];
+  }
+
+  // The first state is a mean, or momentum; those behind it are of squares.
+  Moments moments(int k) const {
+    const int64_t size = p_.moments == MomentFormat::bfloat16 ? 2 : 1;
+    float* scales = p_.scale[k] ? p_.scale[k] + offset_ / kMomentBlock : nullptr;
+    return {p_.moments, k > 0, p_.state[k] + offset_ * size, scales};
   }
 
   const Real* widened(const char* operand, DType dtype, Real* buffer) const {
@@ -59,7 +76,7 @@ class Staged {
   const Parameter& p_;
   const int64_t offset_, length_;
   Tile<Real> tile_;
-  alignas(64) Real weight_[kTile], gradient_[kTile], start_[kTile], penalty_[kTile];
+  alignas(64) Real weight_[kTile], gradient_[kTile], start_[kTile], penalty_[kTile], state_[3][kTile];
 };
 
 template <class Real>
@@ -91,7 +108,7 @@ GramRow look_at(const Parameter& p, const Group& group, const Schedule::Chunk& c
   const Terms<Real> t = plain_terms<Real>(p, group);
   GramSums sums(t.gram_numbers());
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
-    loops<Real>().gram(Staged<Real>(p, offset, length).tile(), t, sums);
+    loops<Real>().gram(Staged<Real>(p, offset, length, false).tile(), t, sums);
   });
   return sums.total();
 }
@@ -104,7 +121,7 @@ GramRow step_on(const Parameter& p, const Options& group, const Schedule::Chunk&
   const auto formula = group.template formula<Real>(*p.step + 1.0, p.fresh);
   GramSums sums(look ? t.gram_numbers() : 0);
   for_each_tile(chunk, [&](int64_t offset, int64_t length) {
-    Staged<Real> staged(p, offset, length);
+    Staged<Real> staged(p, offset, length, true);
     if (look) loops<Real>().gram(staged.tile(), t, sums);
     step_on_tile(staged.tile(), t, formula, group);
     staged.store();
@@ -115,7 +132,7 @@ GramRow step_on(const Parameter& p, const Options& group, const Schedule::Chunk&
 // Looks and steps on a parameter of one tile, which is staged once for both.
 template <class Real, class Options>
 GramRow look_and_step_on(const Parameter& p, const Options& group) {
-  Staged<Real> staged(p, 0, p.length);
+  Staged<Real> staged(p, 0, p.length, true);
   Terms<Real> t = plain_terms<Real>(p, group);
   GramSums sums(t.gram_numbers());
   loops<Real>().gram(staged.tile(), t, sums);

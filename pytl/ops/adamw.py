@@ -69,7 +69,7 @@ def adamw_step(
 
     Args:
         params, grads, starts, penalties: as in ``pytl.ops.gram``.
-        exp_avgs, exp_avg_sqs, max_exp_avg_sqs: float64 for float64 weights, else float32.
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs: float64 for float64 weights, else float32 or bfloat16.
         steps, compensations, max_grad_norm: as in ``pytl.ops.sgd_step``.
 
     Returns:

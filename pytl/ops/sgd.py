@@ -62,7 +62,7 @@ def sgd_step(
 
     Args:
         params, grads, starts, penalties: as in ``pytl.ops.gram``.
-        momentum_buffers: float64 for float64 weights, else float32, zeros at first; ``[]`` without momentum.
+        momentum_buffers: float64 for float64 weights, else float32 or bfloat16, zeros at first; ``[]`` for no momentum.
         steps: 0-dim float32 tensors on the CPU: steps taken so far.
         compensations: for 16-bit weights, what rounding lost (Kahan), dtypes as ``params``; zeros at first.
         max_grad_norm: bound on the norm of what feeds the momentum, over all tensors.

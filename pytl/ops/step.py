@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pytl.ops import moments
 from pytl.ops.direction_weights import clip_factor, direction_weights, squared_norm
 from pytl.ops.plan import NO_SCALING, Scaling, on_host
 from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, compute_dtype, place
@@ -111,11 +113,23 @@ def reference_step(tensors: TensorList, groups: Sequence[Any], weights: Tensor |
         w = WeightsRow(*row).held_by(t.w.dtype)
         joined = join(w.moments_g, t.g, w.moments_r, t.h if group.decoupled else t.r)
         beside = join(w.beside_g, t.g, w.beside_r, t.r) if group.decoupled else None
-        step = formula(w.scale * (t.g if joined is None else t.g + joined), o, int(o.step) + 1, group)
+        fed, number = w.scale * (t.g if joined is None else t.g + joined), int(o.step) + 1
+        step = formula(fed, loaded := _with_moments(o), number, group)
         _store(o, t.w - (step if beside is None else step + group.lr * beside))
+        for k, state in enumerate(loaded.states):
+            moments.store(state, o.states[k], _scales(o, k), k > 0, number, k)
         o.step += 1
         o.fresh = False
         o.release()
+
+
+def _with_moments(o: Operands) -> Operands:
+    """With its states as numbers: as they are, or copies of those that are kept in fewer bits."""
+    return replace(o, states=tuple(moments.load(state, _scales(o, k), k > 0) for k, state in enumerate(o.states)))
+
+
+def _scales(o: Operands, k: int) -> Tensor | None:
+    return o.scales[k] if o.scales else None
 
 
 def _store(o: Operands, w: Tensor) -> None:

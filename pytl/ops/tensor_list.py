@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pytl.directions import Direction
-from pytl.ops import core
+from pytl.ops import core, moments
 from pytl.ops.plan import plan_of
 
 GRAM_COLUMNS = 5
@@ -56,6 +56,8 @@ class Operands:
     penalty: Tensor | None = None
     compensation: Tensor | None = None
     states: tuple[Tensor, ...] = ()
+    scales: tuple[Tensor, ...] = ()
+    """Of the states, where those are codes of 8 bits."""
     step: Any = None
     """How many steps have been taken, a tensor; looking needs none."""
     group: int = 0
@@ -112,12 +114,14 @@ class Addresses(NamedTuple):
     penalty: int
     compensation: int
     states: list[int]
+    scales: list[int]
     step: int
     length: int
     group: int
     fresh: bool
     dtype: Any
     start_dtype: Any
+    moments: Any
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -164,21 +168,33 @@ def check(operands: Operands, name: str) -> None:
     if operands.gradient is None:
         raise TypeError(f"the gradient of {name} must be a tensor; got None")
     check_gradient(operands.gradient, name)
-    state_dtype = compute_dtype(weight.dtype)
     for operand, tensor in operands.named():
         if tensor.shape != weight.shape:
             raise ValueError(f"{operand} of {name} must have shape {[*weight.shape]}; got {[*tensor.shape]}")
         if tensor.device != weight.device:
             raise RuntimeError(f"{operand} of {name} must be on {weight.device}; got {tensor.device}")
-        expected = state_dtype if operand.startswith("states") else weight.dtype
         if operand == "start":
             check_weight(tensor, f"start of {name}")
-        elif tensor.dtype != expected:
-            raise TypeError(f"{operand} of {name} must be {expected}; got {tensor.dtype}")
+        elif not operand.startswith("states") and tensor.dtype != weight.dtype:
+            raise TypeError(f"{operand} of {name} must be {weight.dtype}; got {tensor.dtype}")
+    _check_states(operands, name)
     if step is None:
         return
     if not isinstance(step, Tensor) or step.dim() or step.dtype != torch.float32 or step.device != weight.device:
         raise TypeError(f"step of {name} must be a 0-dim float32 tensor on {weight.device}; got {step!r}")
+
+
+def _check_states(operands: Operands, name: str) -> None:
+    whole = compute_dtype(operands.weight.dtype)
+    narrow = () if whole == torch.float64 else (torch.bfloat16, torch.uint8)
+    for k, state in enumerate(operands.states):
+        if state.dtype not in (whole, *narrow) or state.dtype != operands.states[0].dtype:
+            raise TypeError(f"states[{k}] of {name} must be {whole}; got {state.dtype}")
+        if state.dtype != torch.uint8:
+            continue
+        scales, count = operands.scales[k] if k < len(operands.scales) else None, moments.blocks(state.numel())
+        if scales is None or scales.shape != (count,) or scales.dtype != torch.float32 or scales.device != state.device:
+            raise ValueError(f"scales[{k}] of {name} must be float32 of shape [{count}] on {state.device}")
 
 
 class TensorList:
@@ -279,12 +295,14 @@ class TensorList:
             penalty=self._renewed[1][index],
             compensation=_address(o.compensation),
             states=[_address(state) for state in o.states],
+            scales=[_address(scale) for scale in o.scales],
             step=_address(o.step),
             length=o.weight.numel(),
             group=o.group,
             fresh=o.fresh,
             dtype=core.dtype_code(o.weight.dtype),
             start_dtype=core.dtype_code((o.weight if o.start is None else o.start).dtype),
+            moments=moments.code(o.states[0].dtype if o.states else torch.float32),
         )
 
 
@@ -296,9 +314,18 @@ def core_takes(operands: Operands) -> bool:
     """Whether the core can run this parameter: a device and dtypes it knows, and operands in one dense order."""
     weight = operands.weight
     others = [tensor for name, tensor in operands.named() if name != "gradient"]
-    if any(core.why_not(t.device, t.dtype) for t in (weight, *others)):
+    stored = [t for t in (operands.start, operands.penalty, operands.compensation) if t is not None]
+    if why_not(operands) or any(core.why_not(t.device, t.dtype) for t in stored):
         return False
     return core.is_dense(weight) and all(in_order(t, weight) for t in others)
+
+
+def why_not(operands: Operands) -> str:
+    """Why the core does not serve a weight's device and dtype with these moments; empty where it does."""
+    weight = operands.weight
+    if weight.is_cuda and any(state.dtype != compute_dtype(weight.dtype) for state in operands.states):
+        return "the core has no kernels for moments of fewer than 32 bits on cuda"
+    return core.why_not(weight.device, weight.dtype)
 
 
 def in_order(tensor: Tensor, weight: Tensor) -> bool:
@@ -312,7 +339,7 @@ def place(operands: Sequence[Operands], fused: bool | None) -> bool:
     """Whether the core runs these operands. Raises RuntimeError where ``fused=True`` asks for what it cannot."""
     on_core = fused is not False and not core.missing and all(map(core_takes, operands))
     if fused and not on_core:
-        reasons = {core.why_not(o.weight.device, o.weight.dtype) for o in operands} - {""}
+        reasons = set(map(why_not, operands)) - {""}
         why = "; ".join(sorted(reasons)) or "a tensor has gaps, or its operands lie in another order"
         raise RuntimeError(f"fused=True needs tensors that the compiled core serves: {why}")
     return on_core

@@ -32,7 +32,8 @@ class AdamW(Optimizer):
             Every option is read from its group at each step. ``capturable`` changes nothing: steps on CUDA are.
         sp_decay: strength of the pull to the starting point (L2-SP: Li et al., ICML 2018, arXiv:1802.01483).
         decoupled: whether the pull stays out of the moments (Loshchilov & Hutter, ICLR 2019, arXiv:1711.05101).
-        direction, granularity, max_grad_norm, start, start_dtype, start_device, compensated: as in ``pytl.SGD``.
+        direction, granularity, max_grad_norm, start, start_dtype, start_device, moments, compensated: as in
+            ``pytl.SGD``.
 
     Raises:
         ValueError, TypeError, RuntimeError: as torch does, before anything is changed.
@@ -57,6 +58,7 @@ class AdamW(Optimizer):
         start: Source = None,
         start_dtype: torch.dtype | str = "auto",
         start_device: torch.device | str | None = None,
+        moments: str = "float32",
         compensated: bool | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -74,6 +76,7 @@ class AdamW(Optimizer):
             "decoupled": decoupled,
             "direction": direction,
             "granularity": granularity,
+            "moments": moments,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,

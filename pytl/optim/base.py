@@ -18,7 +18,6 @@ from pytl.ops.tensor_list import (
     check,
     check_gradient,
     check_weight,
-    compute_dtype,
 )
 from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, number_or_tensor, wants_core
 from pytl.optim.penalties import PenaltyGradients
@@ -27,7 +26,7 @@ from pytl.optim.ranks import Ranks
 from pytl.optim.report import Report, make_report
 from pytl.optim.sharding import check_placements, here, part
 from pytl.optim.start import Source, StartingPoint
-from pytl.optim.state import check_overlap, in_weights_order, restore_dtypes, same_direction, step_tensor
+from pytl.optim.state import check_overlap, in_weights_order, moment_state, restore_dtypes, same_direction, step_tensor
 
 Member = tuple[int, str, Tensor]
 """The place of a parameter's group, its name, and the parameter."""
@@ -190,7 +189,8 @@ class Optimizer(torch.optim.Optimizer):
         return plan
 
     def _signature(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return len(group["params"]), is_anchored(group), group["fused"], group["foreach"], self._states(group)
+        decisive = group["fused"], group["foreach"], group["moments"]
+        return len(group["params"]), is_anchored(group), *decisive, self._states(group)
 
     def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
         if any(p.is_cuda for p in params) and is_capturing():
@@ -230,8 +230,8 @@ class Optimizer(torch.optim.Optimizer):
         moments = self._states(group)
         taken = any(state.get(moment) is not None for moment in moments)
         made = {"step": step_tensor(state.get("step"), p.device, taken)}
-        for moment in moments:
-            made[moment] = in_weights_order(state.get(moment), p, compute_dtype(p.dtype))
+        for place, moment in enumerate(moments):
+            made |= moment_state(state, moment, p, group["moments"], squares=place > 0)
         if is_anchored(group):
             made["start"] = state["start"] if "start" in state else self._start.of(name, p)
         if p.dtype.itemsize == 2 and self._compensated is not False:
@@ -248,6 +248,7 @@ class Optimizer(torch.optim.Optimizer):
             penalty=self._penalties.of.get(p),
             compensation=None if compensation is None else here(compensation),
             states=tuple(here(state[moment]) for moment in moments),
+            scales=tuple(state[f"{moment}_scales"] for moment in moments if f"{moment}_scales" in state),
             step=state["step"],
             group=k,
             fresh=any(self.state.get(p, {}).get(moment) is None for moment in moments),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pytl.directions import find
 from pytl.ops.direction_weights import check_granularity
+from pytl.optim.state import MOMENTS
 
 # Messages that torch.optim has are torch's own, so that what matches them goes on matching.
 _NOT_NEGATIVE = {
@@ -34,6 +35,8 @@ def check_options(group: Mapping[str, Any]) -> None:
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
     find(group["direction"])
     check_granularity(group["granularity"])
+    if group["moments"] not in MOMENTS:
+        raise ValueError(f"moments must be one of {', '.join(MOMENTS)}; got {group['moments']!r}")
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:

@@ -34,6 +34,9 @@ class SGD(Optimizer):
         start: the starting point w0: None (the weights at the first step), a mapping from names to tensors, or a path.
         start_dtype: dtype of w0; "auto": bfloat16 where that is lossless.
         start_device: where w0 is kept; None: with the weights.
+        moments: what they are kept in: "float32", "bfloat16" or "8bit" (blockwise: Dettmers et al., ICLR 2022,
+            arXiv:2110.02861), rounded at random so that small changes count on average. On CUDA other than "float32"
+            runs on PyTorch.
         compensated: Kahan summation; None: for 16-bit weights.
 
     Raises:
@@ -59,6 +62,7 @@ class SGD(Optimizer):
         start: Source = None,
         start_dtype: torch.dtype | str = "auto",
         start_device: torch.device | str | None = None,
+        moments: str = "float32",
         compensated: bool | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -76,6 +80,7 @@ class SGD(Optimizer):
             "decoupled": decoupled,
             "direction": direction,
             "granularity": granularity,
+            "moments": moments,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from pytl.directions import RULES, Direction
+from pytl.ops import moments
 from pytl.ops.core import is_dense
-from pytl.ops.tensor_list import in_order
-from pytl.optim.sharding import here, part, whole
+from pytl.ops.tensor_list import compute_dtype, in_order
+from pytl.optim.sharding import here, is_sharded, part, whole
+
+MOMENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.uint8}
+"""What moments may be kept in."""
+
+SMALL = 4096
+"""Elements below which moments are not kept in 8 bits: they take no memory to speak of."""
 
 
 def step_tensor(step: Any, device: torch.device, taken: bool) -> Tensor:
@@ -35,6 +42,36 @@ def in_weights_order(tensor: Tensor | None, weight: Tensor, dtype: torch.dtype) 
     if ours.dtype == dtype and ours.device == w.device and (in_order(ours, w) or not is_dense(w)):
         return whole(ours, weight)
     return whole(torch.empty_like(w, dtype=dtype).copy_(ours), weight)
+
+
+def moment_state(state: Mapping[str, Any], name: str, weight: Tensor, kept_in: str, squares: bool) -> dict[str, Tensor]:
+    """A moment as it is to be kept: what the state holds, rounded or widened where it is kept otherwise; else zeros.
+
+    Args:
+        kept_in: of ``MOMENTS``. float64 weights have float64, and small ones float32 in place of 8 bits.
+    """
+    dtype = _dtype_of_moments(weight, kept_in)
+    held, scales = state.get(name), state.get(f"{name}_scales")
+    if dtype == torch.uint8 and is_sharded(weight):
+        raise TypeError('moments="8bit" needs whole parameters; got a sharded one: take moments="bfloat16"')
+    if held is not None and held.dtype == torch.uint8:
+        if dtype == torch.uint8 and in_weights_order(held, weight, dtype) is held:
+            return {name: held, f"{name}_scales": state[f"{name}_scales"].to(weight.device)}
+        held = moments.load(held, scales, squares)
+    if dtype != torch.uint8:
+        return {name: in_weights_order(held, weight, dtype)}
+    codes = torch.zeros_like(weight, dtype=dtype)
+    scales = torch.zeros(moments.blocks(weight.numel()), device=weight.device)
+    if held is not None:
+        moments.store(in_weights_order(held, weight, torch.float32), codes, scales, squares, 0, 0)
+    return {name: codes, f"{name}_scales": scales}
+
+
+def _dtype_of_moments(weight: Tensor, kept_in: str) -> torch.dtype:
+    whole = compute_dtype(weight.dtype)
+    if whole == torch.float64 or (kept_in == "8bit" and weight.numel() < SMALL):
+        return whole
+    return MOMENTS[kept_in]
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
