@@ -396,7 +396,7 @@ def test_parameters_on_two_devices_go_to_two_lists() -> None:
     operands = [
         Operands(torch.zeros(3, device=device), torch.zeros(3, device=device)) for device in ("cpu", "meta", "cpu")
     ]
-    lists, indices = split(operands, [None, None, None])
+    lists, indices, _ = split(operands, [None, None, None], [-1, -1, -1])
     assert [tensors.device.type for tensors in lists] == ["cpu", "meta"]
     assert indices == [[0, 2], [1]]
 

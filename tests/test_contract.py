@@ -441,9 +441,8 @@ def test_state_of_torch_loads_and_continues(ours: Any, theirs: Any, options: dic
     expected = theirs(parameters(), lr=0.1, **options)
     take_steps(expected, 3)
     params = [Parameter(p.detach().clone()) for p in expected.param_groups[0]["params"]]
-    optimizer = ours(params, **L2SP)
+    optimizer = ours(params)
     optimizer.load_state_dict(saved_and_loaded(expected.state_dict()))
-    optimizer.param_groups[0].update(sp_decay=0, direction="sum")
     for one in (expected, optimizer):
         take_steps(one, 3, first=10)
     torch.testing.assert_close(params, expected.param_groups[0]["params"], rtol=1e-13, atol=1e-13)

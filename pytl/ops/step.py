@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -210,24 +210,27 @@ def look_and_step(
     max_grad_norm: float | None = None,
     scaling: Scaling = NO_SCALING,
     total: Callable[[], None] | None = None,
+    each: Callable[[], Iterable[TensorList]] | None = None,
 ) -> None:
     """One step of all lists; the ``rows`` of each receive its Gram numbers.
 
     Where the core knows the rules and runs everything, that is one call, and so is a list where each tensor decides for
     itself; else all tensors are looked at before any is changed. ``total`` brings rows of parts into rows of whole
-    parameters; where the sum is all that is asked for, nothing is decided, and it comes last.
+    parameters; where the sum is all that is asked for, nothing is decided, and it comes last. ``each`` gives the lists
+    in turn, each when its operands are there.
     """
+    each = each or lists.__iter__
     by_rule = all(g.direction.rule for g in groups)
     if total is not None and (max_grad_norm is not None or any(g.direction.rule != "sum" for g in groups)):
         by_rule = False
     in_one_call = len(lists) == 1 and lists[0].on_core
     if by_rule and (in_one_call or (max_grad_norm is None and _decide_alone(groups))):
-        for tensors in lists:
+        for tensors in each():
             run(tensors, groups, None, math.inf if max_grad_norm is None else max_grad_norm, scaling)
         if total:
             total()
         return
-    for tensors in lists:
+    for tensors in each():
         look(tensors, groups, scaling)
     if total:
         total()
@@ -235,7 +238,7 @@ def look_and_step(
     weights = step_weights(rows, group_of, groups)
     if max_grad_norm is not None:
         clip(weights, rows, group_of, groups, max_grad_norm)
-    for tensors, own in zip(lists, weights.split([len(tensors) for tensors in lists]), strict=True):
+    for tensors, own in zip(each(), weights.split([len(tensors) for tensors in lists]), strict=True):
         run(tensors, groups, own.to(tensors.device, non_blocking=True), scaling=scaling)
 
 

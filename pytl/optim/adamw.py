@@ -9,7 +9,7 @@ from pytl.directions import Direction
 from pytl.ops import adamw
 from pytl.optim.base import Optimizer
 from pytl.optim.options import number_or_tensor
-from pytl.optim.start import Source
+from pytl.optim.start import Source, StartingPoint
 
 
 class AdamW(Optimizer):
@@ -32,7 +32,7 @@ class AdamW(Optimizer):
             Every option is read from its group at each step. ``capturable`` changes nothing: steps on CUDA are.
         sp_decay: strength of the pull to the starting point (L2-SP: Li et al., ICML 2018, arXiv:1802.01483).
         decoupled: whether the pull stays out of the moments (Loshchilov & Hutter, ICLR 2019, arXiv:1711.05101).
-        direction, granularity, max_grad_norm, start, start_dtype, start_device, moments, compensated: as in
+        direction, granularity, max_grad_norm, start, start_dtype, start_device, save_start, moments, compensated: as in
             ``pytl.SGD``.
 
     Raises:
@@ -58,6 +58,7 @@ class AdamW(Optimizer):
         start: Source = None,
         start_dtype: torch.dtype | str = "auto",
         start_device: torch.device | str | None = None,
+        save_start: bool = True,
         moments: str = "float32",
         compensated: bool | None = None,
         maximize: bool = False,
@@ -86,9 +87,7 @@ class AdamW(Optimizer):
         super().__init__(
             params,
             defaults,
-            start=start,
-            start_dtype=start_dtype,
-            start_device=start_device,
+            start=StartingPoint(start, start_dtype, start_device, save_start),
             compensated=compensated,
             max_grad_norm=max_grad_norm,
         )

@@ -19,14 +19,16 @@ from pytl.ops.tensor_list import (
     check_gradient,
     check_weight,
 )
+from pytl.optim.loading import check_loadable, lighten, restore, same_direction
 from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, number_or_tensor, wants_core
 from pytl.optim.penalties import PenaltyGradients
 from pytl.optim.plan import Plan, Signature, split
+from pytl.optim.prefetch import Prefetch
 from pytl.optim.ranks import Ranks
 from pytl.optim.report import Report, make_report
 from pytl.optim.sharding import check_placements, here, part
-from pytl.optim.start import Source, StartingPoint
-from pytl.optim.state import check_overlap, in_weights_order, moment_state, restore_dtypes, same_direction, step_tensor
+from pytl.optim.start import StartingPoint
+from pytl.optim.state import StateMaker, check_overlap
 
 Member = tuple[int, str, Tensor]
 """The place of a parameter's group, its name, and the parameter."""
@@ -43,16 +45,14 @@ class Optimizer(torch.optim.Optimizer):
         params: Any,
         defaults: dict[str, Any],
         *,
-        start: Source,
-        start_dtype: torch.dtype | str,
-        start_device: torch.device | str | None,
+        start: StartingPoint,
         compensated: bool | None,
         max_grad_norm: float | None,
     ) -> None:
         check_max_grad_norm(max_grad_norm)
         self.max_grad_norm = max_grad_norm
-        self._start = StartingPoint(start, start_dtype, start_device)
-        self._compensated = compensated
+        self._start = start
+        self._maker = StateMaker(start, compensated)
         self._penalties = PenaltyGradients()
         self._plan: Plan | None = None
         self._captured: list[Plan] = []
@@ -144,7 +144,7 @@ class Optimizer(torch.optim.Optimizer):
         plan = self._take_step_of(scaling)
         if plan is not None and plan.lists:
             options = self._all_options()
-            look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling, plan.total)
+            look_and_step(plan.lists, options, type(self)._run, self.max_grad_norm, scaling, plan.total, plan.each)
             plan.publish()
             torch.autograd.graph.increment_version(plan.on_core)
         self._penalties.clear()
@@ -206,37 +206,34 @@ class Optimizer(torch.optim.Optimizer):
         for i, grad in stepped:
             check_gradient(grad, members[i][1])
         self._check_start()
-        states = {i: self._state_of(*members[i]) for i, _ in stepped}
+        states = {i: self._made_state(*members[i]) for i, _ in stepped}
+        self._maker.compare_norms()
         operands = [self._operands(*members[i], grad, states[i]) for i, grad in stepped]
+        starts = {i: o.start for (i, _), o in zip(stepped, operands, strict=True) if o.start is not None}
+        prefetch = Prefetch(operands)
         for one, (i, _) in zip(operands, stepped, strict=True):
             check(one, members[i][1])
-        lists, indices = split(operands, [wants_core(self.param_groups[o.group]) for o in operands])
+        wanted = [wants_core(self.param_groups[o.group]) for o in operands]
+        lists, indices, windows = split(operands, wanted, prefetch.window_of)
         for i, state in states.items():
-            self.state[params[i]].update(state)
+            self._maker.keep(params[i], state, self.state[params[i]])
         return Plan(
             params=params,
             absent=[i for i, grad in enumerate(grads) if grad is None],
             signature=signature,
             lists=lists,
             indices=[[stepped[k][0] for k in index] for index in indices],
+            windows=windows,
+            prefetch=prefetch,
+            starts=starts,
             state=self.state,
         )
 
     # State:
 
-    def _state_of(self, k: int, name: str, p: Tensor) -> dict[str, Tensor]:
-        """What the parameter's state must hold: what it does hold, and what it lacks, made."""
-        group, state = self.param_groups[k], self.state.get(p, {})
-        moments = self._states(group)
-        taken = any(state.get(moment) is not None for moment in moments)
-        made = {"step": step_tensor(state.get("step"), p.device, taken)}
-        for place, moment in enumerate(moments):
-            made |= moment_state(state, moment, p, group["moments"], squares=place > 0)
-        if is_anchored(group):
-            made["start"] = state["start"] if "start" in state else self._start.of(name, p)
-        if p.dtype.itemsize == 2 and self._compensated is not False:
-            made["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
-        return made
+    def _made_state(self, k: int, name: str, p: Tensor) -> dict[str, Tensor]:
+        group = self.param_groups[k]
+        return self._maker.made(name, p, self.state.get(p, {}), group, self._states(group))
 
     def _operands(self, k: int, name: str, p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Operands:
         moments = self._states(self.param_groups[k])
@@ -244,7 +241,7 @@ class Optimizer(torch.optim.Optimizer):
         return Operands(
             weight=here(p),
             gradient=grad,
-            start=None if start is None else part(start, p).to(p.device),
+            start=None if start is None else part(start, p),
             penalty=self._penalties.of.get(p),
             compensation=None if compensation is None else here(compensation),
             states=tuple(here(state[moment]) for moment in moments),
@@ -296,7 +293,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def report(self) -> Report:
         """The last step in numbers, by tensor and in all. Reads the weights once; of sharded ones all ranks ask."""
-        return make_report(self._seen(), self._members(), self.param_groups, self.state)
+        return make_report(self._seen(), self._members(), self.param_groups)
 
     def _seen(self) -> Plan:
         if self._plan is None:
@@ -306,17 +303,32 @@ class Optimizer(torch.optim.Optimizer):
     # Saving and loading:
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; directions are saved by name."""
+        """As in torch; directions are saved by name, starting points where they are to be."""
         saved = super().state_dict()
+        if not self._start.saved:
+            saved["state"] = {k: {n: v for n, v in s.items() if n != "start"} for k, s in saved["state"].items()}
         for group in saved["param_groups"]:
             group["direction"] = find(group["direction"]).name
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but every tensor keeps its dtype. A state dict of torch's optimizers loads as well."""
+        """As in torch, but every tensor keeps its dtype. A state dict of torch's optimizers loads as well.
+
+        Raises:
+            ValueError: before anything is changed: shapes of other parameters; steps were taken towards a starting
+                point that is neither in the state nor in ``start``.
+        """
         loaded: dict[str, Any] = {}
-        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
-        after = self.register_load_state_dict_post_hook(lambda _: restore_dtypes(self, loaded), prepend=True)
+
+        def take(_: Any, final: dict[str, Any]) -> dict[str, Any]:
+            check_loadable(self, final, self._start.source is not None)
+            loaded.update(final)
+            return lighten(final)
+
+        before = self.register_load_state_dict_pre_hook(take)
+        after = self.register_load_state_dict_post_hook(
+            lambda _: restore(self, loaded, self._start.device), prepend=True
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -324,7 +336,7 @@ class Optimizer(torch.optim.Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("max_grad_norm", "_start", "_compensated")
+        own = ("max_grad_norm", "_start", "_maker")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -337,3 +349,4 @@ class Optimizer(torch.optim.Optimizer):
             group["direction"] = same_direction(group["direction"], old.get("direction", "sum"))
         super().__setstate__(state)
         self._plan, self._captured, self._penalties = None, [], PenaltyGradients()
+        self._maker.forget()

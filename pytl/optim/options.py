@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pytl.directions import find
 from pytl.ops.direction_weights import check_granularity
-from pytl.optim.state import MOMENTS
+
+MOMENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.uint8}
+"""What moments may be kept in."""
 
 # Messages that torch.optim has are torch's own, so that what matches them goes on matching.
 _NOT_NEGATIVE = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from pytl.ops.plan import CudaPlan
 from pytl.ops.step import gathered
 from pytl.ops.tensor_list import GRAM_COLUMNS, Operands, TensorList, place
+from pytl.optim.prefetch import Prefetch
 from pytl.optim.sharding import RankSums, here, is_sharded, part
 
 Signature = Sequence[tuple[Any, ...]]
@@ -30,6 +31,11 @@ class Plan:
     lists: list[TensorList]
     indices: list[list[int]]
     """Of each list: the places of its tensors among ``params``."""
+    windows: list[int]
+    """Of each list: in which window its starting points come from elsewhere; -1: they are there."""
+    prefetch: Prefetch
+    starts: dict[int, Tensor]
+    """By the place of a parameter: w0 where it is kept."""
     state: dict[Tensor, Any]
     """The optimizer's, with those of its entries that the lists were made from."""
 
@@ -89,6 +95,10 @@ class Plan:
         if self.lists and not self._in_order:
             self.gram[self._places] = gathered([tensors.rows for tensors in self.lists])
 
+    def each(self) -> Iterator[TensorList]:
+        """The lists in turn, each when its starting points are there."""
+        return self.prefetch.bring(self.lists, self.windows)
+
     @property
     def total(self) -> Callable[[], None] | None:
         """Brings rows of the parts on this rank into rows of whole parameters; None where all are whole."""
@@ -111,10 +121,13 @@ def _addresses(values: Sequence[Any]) -> list[int]:
     return [here(value).data_ptr() for value in values if isinstance(value, Tensor)]
 
 
-def split(operands: Sequence[Operands], fused: Sequence[bool | None]) -> tuple[list[TensorList], list[list[int]]]:
-    """The lists for the core and for PyTorch on each device, and the place of their tensors among ``operands``."""
-    indices: dict[tuple[bool, torch.device], list[int]] = {}
-    for i, (one, wanted) in enumerate(zip(operands, fused, strict=True)):
-        indices.setdefault((place([one], wanted), one.weight.device), []).append(i)
-    lists = [TensorList([operands[i] for i in index], on_core=on_core) for (on_core, _), index in indices.items()]
-    return lists, [*indices.values()]
+def split(
+    operands: Sequence[Operands], fused: Sequence[bool | None], window_of: Sequence[int]
+) -> tuple[list[TensorList], list[list[int]], list[int]]:
+    """The lists for the core and for PyTorch on each device and of each window, the place of their tensors among
+    ``operands``, and their windows."""
+    indices: dict[tuple[int, bool, torch.device], list[int]] = {}
+    for i, (one, wanted, window) in enumerate(zip(operands, fused, window_of, strict=True)):
+        indices.setdefault((window, place([one], wanted), one.weight.device), []).append(i)
+    lists = [TensorList([operands[i] for i in index], on_core=on_core) for (_, on_core, _), index in indices.items()]
+    return lists, [*indices.values()], [window for window, _, _ in indices]

@@ -47,12 +47,11 @@ def make_report(
     plan: Plan,
     members: Sequence[tuple[int, str, Tensor]],
     groups: Sequence[Mapping[str, Any]],
-    state: Mapping[Tensor, Mapping[str, Any]],
 ) -> Report:
     """One synchronisation: everything is gathered on the device and read at once."""
     gg, gr, rr = plan.gram[:, :3].unbind(1)
     pulled = rr > 0
-    starts = [state[p].get("start") if p in state else None for _, _, p in members]
+    starts = [plan.starts.get(i) for i in range(len(members))]
     numbers = [_numbers(p, start, plan.gram.device) for (_, _, p), start in zip(members, starts, strict=True)]
     squares = torch.stack(numbers)
     RankSums([p for _, _, p in members]).over(squares)
@@ -66,13 +65,13 @@ def make_report(
         penalty=float((sp_decay * distance**2 + weight_decay * norm**2).sum() / 2),
         distance=distance.tolist(),
         nonfinite=int((~gg.isfinite()).sum()),
-        start_bytes=sum(here(start).nbytes for start in starts if start is not None),
+        start_bytes=sum(start.nbytes for start in starts if start is not None),
     )
 
 
 def _numbers(p: Tensor, start: Tensor | None, device: torch.device) -> Tensor:
     """``[|w - w0|^2, |w|^2]`` of the parameter's part on this rank."""
     w = here(p).to(compute_dtype(p.dtype))
-    apart = w - here(start).to(w) if start is not None else w.new_zeros(())
+    apart = w - start.to(w) if start is not None else w.new_zeros(())
     norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in (apart, w)]
     return torch.stack(norms).square().to(device)

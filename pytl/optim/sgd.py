@@ -8,7 +8,7 @@ from torch import Tensor
 from pytl.directions import Direction
 from pytl.ops import sgd
 from pytl.optim.base import Optimizer
-from pytl.optim.start import Source
+from pytl.optim.start import Source, StartingPoint
 
 
 class SGD(Optimizer):
@@ -33,7 +33,10 @@ class SGD(Optimizer):
         max_grad_norm: bound on the norm of what feeds the momentum, over all groups.
         start: the starting point w0: None (the weights at the first step), a mapping from names to tensors, or a path.
         start_dtype: dtype of w0; "auto": bfloat16 where that is lossless.
-        start_device: where w0 is kept; None: with the weights.
+        start_device: where w0 is kept; None: with the weights. "cpu" for weights on a GPU: in pinned memory, brought
+            window by window ahead of the step. "disk": in the files of ``start``, which must not change meanwhile.
+        save_start: whether ``state_dict`` holds w0; False, and for "disk": a resumed run reads it from ``start`` again,
+            where it must have the norms that it had.
         moments: what they are kept in: "float32", "bfloat16" or "8bit" (blockwise: Dettmers et al., ICLR 2022,
             arXiv:2110.02861), rounded at random so that small changes count on average. On CUDA other than "float32"
             runs on PyTorch.
@@ -62,6 +65,7 @@ class SGD(Optimizer):
         start: Source = None,
         start_dtype: torch.dtype | str = "auto",
         start_device: torch.device | str | None = None,
+        save_start: bool = True,
         moments: str = "float32",
         compensated: bool | None = None,
         maximize: bool = False,
@@ -90,9 +94,7 @@ class SGD(Optimizer):
         super().__init__(
             params,
             defaults,
-            start=start,
-            start_dtype=start_dtype,
-            start_device=start_device,
+            start=StartingPoint(start, start_dtype, start_device, save_start),
             compensated=compensated,
             max_grad_norm=max_grad_norm,
         )

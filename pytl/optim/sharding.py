@@ -69,15 +69,18 @@ def _groups(weight: Tensor) -> list[ProcessGroup]:
     return [mesh.get_group(dim) for dim in dims if mesh.size(dim) > 1]
 
 
+def sum_over_parts(number: Tensor, weight: Tensor) -> Tensor:
+    """Sums a number of the weight's part here over all parts; the ranks that have them must all ask."""
+    for group in _groups(weight):
+        distributed.all_reduce(number, group=group)
+    return number
+
+
 def all_agree(flag: bool, weight: Tensor) -> bool:
     """Whether the flag is set on all ranks that have a part of the weight; those must all ask."""
-    groups = _groups(weight)
-    if groups:
-        disagree = torch.tensor([not flag], dtype=torch.float32, device=here(weight).device)
-        for group in groups:
-            distributed.all_reduce(disagree, group=group)
-        return not bool(disagree)
-    return flag
+    if not _groups(weight):
+        return flag
+    return not bool(sum_over_parts(torch.tensor(float(not flag), device=here(weight).device), weight))
 
 
 class RankSums:

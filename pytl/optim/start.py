@@ -1,4 +1,4 @@
-"""The starting point w0: where it comes from, and the smallest dtype that holds it without loss."""
+"""The starting point w0: where it comes from, where it is kept, and the smallest dtype that holds it without loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pytl.optim.sharding import all_agree, here, part, whole
+from pytl.ops import gram
+from pytl.ops.core import is_dense
+from pytl.ops.tensor_list import in_order
+from pytl.optim.sharding import all_agree, here, part, sum_over_parts, whole
 from pytl.weight_files import Catalogue, catalogue, open_weights, some
 
 Source = Mapping[str, Tensor] | str | os.PathLike[str] | None
@@ -26,17 +29,30 @@ class StartingPoint:
         source: None, a mapping from parameter names to tensors, or the path of a ``.safetensors`` or ``.pt`` file, or
             of a Hugging Face folder. Files are read as they are needed, and never unpickled beyond tensors.
         dtype: what w0 is kept in; "auto": bfloat16 where that holds every element exactly, else the source's own.
-        device: where w0 is kept; None: beside the weight.
+        device: where w0 is kept; None: beside the weight; "disk": it stays in the source's files, mapped into memory.
+        saved: whether a checkpoint of the optimizer holds it; from "disk" none does.
+
+    Raises:
+        ValueError, TypeError: an option of another kind; what is not saved, or lies on disk, and has no files.
     """
 
-    def __init__(self, source: Source, dtype: torch.dtype | str, device: torch.device | str | None) -> None:
+    def __init__(
+        self, source: Source, dtype: torch.dtype | str, device: torch.device | str | None, saved: bool
+    ) -> None:
         if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f'start_dtype must be "auto" or a floating point dtype; got {dtype!r}')
         if source is not None and not isinstance(source, Mapping | str | os.PathLike):
             raise TypeError(f"start must be None, a mapping or a path; got {type(source).__name__}")
-        self.source = source
-        self.dtype = dtype
-        self.device = None if device is None else torch.device(device)
+        self.on_disk = device == "disk"
+        if self.on_disk and (dtype != "auto" or not isinstance(source, str | os.PathLike)):
+            raise ValueError(
+                'start_device="disk" needs start= to be a path and start_dtype="auto", which is the file\'s; '
+                f"got {_kind(source)} and {dtype}"
+            )
+        if not saved and source is None:
+            raise ValueError("save_start=False needs start=, where a resumed run finds the starting point; got None")
+        self.source, self.dtype, self.saved = source, dtype, saved and not self.on_disk
+        self.device = None if device is None or self.on_disk else torch.device(device)
         self._catalogue: Catalogue | None = None
 
     def check(self, anchored: Mapping[str, Tensor], others: Iterable[str]) -> None:
@@ -71,16 +87,24 @@ class StartingPoint:
             )
 
     def of(self, name: str | None, weight: Tensor) -> Tensor:
-        """A new tensor: w0 of a parameter, its elements in the weight's order, sharded as the weight is."""
-        if self.source is None:
-            origin = weight.detach()
-        else:
-            assert name is not None
-            origin = self._open()[1](name)
-        ours, w = part(origin, weight), here(weight.detach())
+        """A new tensor: w0 of a parameter, its elements in the weight's order, sharded as the weight is.
+
+        From "disk" it is the file's memory, where that has this order.
+        """
+        ours, w = part(self._origin(name, weight), weight), here(weight.detach())
+        if self.on_disk and _serves(ours, w):
+            return whole(ours, weight)
         dtype = _smallest_lossless(ours, weight) if self.dtype == "auto" else self.dtype
         assert isinstance(dtype, torch.dtype)
-        return whole(torch.empty_like(w, dtype=dtype, device=self.device or w.device).copy_(ours), weight)
+        device = torch.device("cpu") if self.on_disk else self.device or w.device
+        kept = torch.empty_like(w, dtype=dtype, device=device, pin_memory=w.is_cuda and device.type == "cpu")
+        return whole(kept.copy_(ours), weight)
+
+    def _origin(self, name: str | None, weight: Tensor) -> Tensor:
+        if self.source is None:
+            return weight.detach()
+        assert name is not None
+        return self._open()[1](name)
 
     def _open(self) -> Catalogue:
         if self._catalogue is None:
@@ -93,6 +117,35 @@ class StartingPoint:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_catalogue": None}
+
+
+def norm(start: Tensor, weight: Tensor) -> Tensor:
+    """|w0| of the whole parameter, float64: what a starting point that is read again is recognised by."""
+    ours = here(start)
+    return sum_over_parts(gram([ours], [ours])[0, 0].to(weight.device), weight).sqrt()
+
+
+def check_norms(found: Mapping[str, tuple[Tensor, Tensor]], source: Source) -> None:
+    """Raises ValueError that lists the parameters whose |w0|, first, is not the one that was saved, second."""
+    faults = [
+        f"{name}: |w0| {float(now):.9g}, when the run began {float(saved):.9g}"
+        for name, (now, saved) in found.items()
+        if not torch.allclose(now.cpu(), saved.to("cpu", torch.float64), rtol=1e-6, atol=0)
+    ]
+    if faults:
+        raise ValueError(
+            f"start must be the weights that the run began with; {_kind(source)} differs in {some(faults)}"
+        )
+
+
+def _kind(source: Source) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else "None" if source is None else "a mapping"
+
+
+def _serves(mapped: Tensor, weight: Tensor) -> bool:
+    """Whether a step can read w0 where it lies."""
+    aligned = mapped.data_ptr() % mapped.itemsize == 0
+    return aligned and is_dense(mapped) and in_order(mapped, weight)
 
 
 def _module(name: str) -> str:

@@ -3,23 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pytl.directions import RULES, Direction
 from pytl.ops import moments
 from pytl.ops.core import is_dense
 from pytl.ops.tensor_list import compute_dtype, in_order
+from pytl.optim.options import MOMENTS, is_anchored
 from pytl.optim.sharding import here, is_sharded, part, whole
-
-MOMENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.uint8}
-"""What moments may be kept in."""
+from pytl.optim.start import StartingPoint, check_norms, norm
 
 SMALL = 4096
 """Elements below which moments are not kept in 8 bits: they take no memory to speak of."""
+
+
+class StateMaker:
+    """Makes a parameter's state: what it holds already, in the form that a step needs, and what it lacks.
+
+    Args:
+        start: gives the parameters' starting points.
+        compensated: Kahan summation; None: for 16-bit weights.
+    """
+
+    def __init__(self, start: StartingPoint, compensated: bool | None) -> None:
+        self._start, self._compensated = start, compensated
+        self._recognised: set[Tensor] = set()
+        self._read_again: dict[str, tuple[Tensor, Tensor]] = {}  # by name: the norm of now, and the saved one
+
+    def made(
+        self, name: str, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], moments: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """A new state; nothing is changed.
+
+        Args:
+            name: the parameter's, in errors and in the source of starting points.
+            state: that of now.
+            group: the options.
+            moments: their names, in the order of the optimizer's formula.
+        """
+        taken = any(state.get(moment) is not None for moment in moments)
+        made = {"step": step_tensor(state.get("step"), p.device, taken)}
+        for place, moment in enumerate(moments):
+            made |= moment_state(state, moment, p, group["moments"], squares=place > 0)
+        if is_anchored(group):
+            made |= self._start_of(name, p, state)
+        if p.dtype.itemsize == 2 and self._compensated is not False:
+            made["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
+        return made
+
+    def _start_of(self, name: str, p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """w0, and the norm that it is recognised by where it is read again."""
+        kept = not self._start.on_disk and "start" in state
+        start = state["start"] if kept else self._start.of(name, p)
+        if "start_norm" in state and (kept or p in self._recognised):
+            return {"start": start, "start_norm": state["start_norm"]}
+        now = norm(start, p)
+        if "start_norm" in state:
+            self._read_again[name] = now, state["start_norm"]
+        return {"start": start, "start_norm": now}
+
+    def compare_norms(self) -> None:
+        """Raises ValueError that lists the parameters whose w0 was read again, and is another."""
+        read_again, self._read_again = self._read_again, {}
+        check_norms(read_again, self._start.source)
+
+    def keep(self, p: Tensor, made: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        """Brings a state that was made into the optimizer's; w0 on disk stays there."""
+        state.update(made)
+        if self._start.on_disk:
+            state.pop("start", None)
+        self._recognised.add(p)
+
+    def forget(self) -> None:
+        """Starting points that are read again must be recognised anew."""
+        self._recognised.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_recognised": set()}
 
 
 def step_tensor(step: Any, device: torch.device, taken: bool) -> Tensor:
@@ -72,25 +135,6 @@ def _dtype_of_moments(weight: Tensor, kept_in: str) -> torch.dtype:
     if whole == torch.float64 or (kept_in == "8bit" and weight.numel() < SMALL):
         return whole
     return MOMENTS[kept_in]
-
-
-def restore_dtypes(optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
-    """torch casts all that it loads to the weights' dtype; this takes the tensors as they were saved."""
-    ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    for saved_id, p in zip(ids, params, strict=True):
-        for name, value in loaded["state"].get(saved_id, {}).items():
-            if isinstance(value, Tensor) and name != "step":
-                optimizer.state[p][name] = value.to(p.device, copy=True)
-
-
-def same_direction(saved: str | Direction, current: str | Direction) -> str | Direction:
-    """The direction of a saved name: a rule of the library, or the one given to this optimizer if it has that name."""
-    if isinstance(saved, Direction) or saved in RULES:
-        return saved
-    if isinstance(current, Direction) and current.name == saved:
-        return current
-    raise ValueError(f"the state was saved with direction {saved!r}: give that Direction to this optimizer to load it")
 
 
 def check_overlap(params: Sequence[Tensor]) -> None:

@@ -1,0 +1,84 @@
+"""A saved state, checked as a whole before anything of it is taken, and taken as it was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytl.directions import RULES, Direction
+from pytl.optim.options import is_anchored
+from pytl.weight_files import some
+
+Saved = tuple[str, Tensor, Mapping[str, Any], Mapping[str, Any]]
+"""A parameter's name, itself, its saved state and the options that it will have."""
+
+
+def check_loadable(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], has_source: bool) -> None:
+    """Raises ValueError that lists every parameter whose saved state is of another shape, or was saved without the
+    starting point where none is given: the weights of now would pass for it. What torch refuses is left to torch."""
+    if not {"state", "param_groups"} <= saved.keys():
+        return
+    members = list(_members(optimizer, saved))
+    misshapen = [fault for name, p, state, _ in members for fault in _misshapen(name, p, state)]
+    if misshapen:
+        raise ValueError(f"the saved state must be of these parameters; of another shape: {some(misshapen)}")
+    lost = [name for name, _, state, group in members if is_anchored(group) and _has_lost_start(state)]
+    if lost and not has_source:
+        raise ValueError(
+            "the saved state must hold the starting point, or start= name its source: the weights of now would pass "
+            f"for it; without: {some(lost)}"
+        )
+
+
+def _members(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[Saved]:
+    count = 0
+    for group, loaded in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        names = group.get("param_names") or [f"parameter {count + i}" for i in range(len(group["params"]))]
+        count += len(group["params"])
+        for name, p, index in zip(names, group["params"], loaded["params"], strict=False):
+            yield name, p, saved["state"].get(index, {}), group | loaded
+
+
+def _misshapen(name: str, p: Tensor, state: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in state.items():
+        per_block = key.endswith("_scales")
+        if isinstance(value, Tensor) and value.dim() and value.shape != p.shape and not per_block:
+            yield f"{key} of {name}: expected {[*p.shape]}, got {[*value.shape]}"
+
+
+def _has_lost_start(state: Mapping[str, Any]) -> bool:
+    """Whether steps were taken and the starting point is not there."""
+    return "start" not in state and any(key != "step" or bool(value) for key, value in state.items())
+
+
+def lighten(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the tensors but for the numbers of steps: torch would cast them to the weights' dtype and device."""
+    states = {
+        index: {name: value for name, value in state.items() if name == "step" or not isinstance(value, Tensor)}
+        for index, state in saved["state"].items()
+    }
+    return {**saved, "state": states}
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], start_device: torch.device | None) -> None:
+    """Takes the tensors in the dtypes they were saved in, beside the weights; the starting point where it is kept."""
+    ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for index, p in zip(ids, params, strict=True):
+        for name, value in saved["state"].get(index, {}).items():
+            if isinstance(value, Tensor) and name != "step":
+                device = start_device if name == "start" and start_device else p.device
+                optimizer.state[p][name] = value.to(device, copy=True)
+
+
+def same_direction(saved: str | Direction, current: str | Direction) -> str | Direction:
+    """The direction of a saved name: a rule of the library, or the one given to this optimizer if it has that name."""
+    if isinstance(saved, Direction) or saved in RULES:
+        return saved
+    if isinstance(current, Direction) and current.name == saved:
+        return current
+    raise ValueError(f"the state was saved with direction {saved!r}: give that Direction to this optimizer to load it")
