@@ -15,6 +15,7 @@ from torch.nn import Parameter
 import pytl
 from pytl.ops import moments
 from pytl.optim import state
+from pytl.optim.options import MOMENTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,7 +30,7 @@ def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stored(values: Tensor, kept_in: str, squares: bool, step: int = 1) -> Tensor:
     """What is left of moments that were kept."""
-    codes = torch.zeros_like(values, dtype=state.MOMENTS[kept_in])
+    codes = torch.zeros_like(values, dtype=MOMENTS[kept_in])
     scales = torch.zeros(moments.blocks(values.numel()))
     moments.store(values, codes, scales, squares, step, int(squares))
     return moments.load(codes, scales, squares)
@@ -146,7 +147,7 @@ def test_moments_are_converted_where_the_format_changes(before: str, after: str,
     opt.param_groups[0].update(moments=after, betas=(1 - 1e-7, 1 - 1e-7))
     give(params, [torch.zeros(80, 70)])
     opt.step()
-    assert opt.state[params[0]]["exp_avg"].dtype == state.MOMENTS[after]
+    assert opt.state[params[0]]["exp_avg"].dtype == MOMENTS[after]
     for found, there in zip(values_of(opt, params[0]), expected, strict=True):
         assert relative_error([found], [there]) < (0.12 if "8bit" in (before, after) else 0.01)
 

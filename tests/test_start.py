@@ -184,6 +184,20 @@ def test_all_misshapen_states_are_listed_before_anything_is_loaded(method: Any) 
     assert_same(copy_of(other), before)
 
 
+def test_a_start_taken_in_a_step_that_moves_nothing_is_whole_until_the_next(method: Any) -> None:
+    """A checkpoint may be loaded into its memory, which must hold another."""
+    members = named(torch.float32)
+    opt = make(method, members)
+    opt.param_groups[0]["lr"] = 0.0
+    take_steps(opt, range(1, 2))
+    assert {opt.state[p]["start"].dtype for _, p in members} == {torch.float32}
+    opt.state[members[0][1]]["start"].mul_(1.01)
+    opt.param_groups[0]["lr"] = 0.01
+    take_steps(opt, range(2, 3))
+    assert [opt.state[p]["start"].dtype for _, p in members] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert_same(opt.state[members[0][1]]["start"], draw(0, [(30, 20)], torch.float32)[0] * 1.01)
+
+
 # Elsewhere: brought in windows. On a GPU these come from pinned memory; here the CPU is told that they are elsewhere.
 
 

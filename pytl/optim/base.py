@@ -20,7 +20,14 @@ from pytl.ops.tensor_list import (
     check_weight,
 )
 from pytl.optim.loading import check_loadable, lighten, restore, same_direction
-from pytl.optim.options import check_max_grad_norm, check_options, is_anchored, number_or_tensor, wants_core
+from pytl.optim.options import (
+    check_max_grad_norm,
+    check_options,
+    is_anchored,
+    is_tensor_or_not_0,
+    number_or_tensor,
+    wants_core,
+)
 from pytl.optim.penalties import PenaltyGradients
 from pytl.optim.plan import Plan, Signature, split
 from pytl.optim.prefetch import Prefetch
@@ -189,7 +196,7 @@ class Optimizer(torch.optim.Optimizer):
         return plan
 
     def _signature(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        decisive = group["fused"], group["foreach"], group["moments"]
+        decisive = group["fused"], group["foreach"], group["moments"], is_tensor_or_not_0(group["lr"])
         return len(group["params"]), is_anchored(group), *decisive, self._states(group)
 
     def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
@@ -255,12 +262,14 @@ class Optimizer(torch.optim.Optimizer):
         """Keeps the gradient of a feature penalty apart from the task's, for the direction to join.
 
         Once a micro-batch, before ``loss.backward()``: the graph that both share is kept, and walked once more.
-        Gradients accumulate until the step, as those of the task do.
+        Gradients accumulate until the step, as those of the task do. Where FSDP shards the parameters, every
+        micro-batch must synchronise its gradients (``set_requires_gradient_sync(True)``, the default), and the
+        penalty's gradient is left in the ``grad`` of parameters that this optimizer does not have.
 
         Args:
             value: the penalty, one number, as it would be added to the loss (divided by the number of micro-batches).
             scaler: that of the task's loss, for gradients in float16. An overflow of the penalty's gradient makes the
-                scaler skip the step and shrink its scale, as one of the task's does.
+                scaler skip the step and shrink its scale, as one of the task's does; ranks agree on it here.
             average: over whose ranks the gradient is averaged at the step, as DDP averages the task's: True: those of
                 the default process group, where there is one; a process group; False: not at all.
 

@@ -84,8 +84,12 @@ def number_or_tensor(option: Any) -> float | Tensor:
 
 def is_anchored(group: Mapping[str, Any]) -> bool:
     """Whether the group is pulled towards a starting point, now or by its schedule later."""
-    strengths = (group["sp_decay"], group.get("initial_sp_decay", 0))
-    return any(isinstance(strength, Tensor) or strength != 0 for strength in strengths)
+    return any(is_tensor_or_not_0(strength) for strength in (group["sp_decay"], group.get("initial_sp_decay", 0)))
+
+
+def is_tensor_or_not_0(option: Any) -> bool:
+    """False where the host sees that it is 0; a tensor is not read."""
+    return isinstance(option, Tensor) or option != 0
 
 
 def wants_core(group: Mapping[str, Any]) -> bool | None:

@@ -69,9 +69,9 @@ def _groups(weight: Tensor) -> list[ProcessGroup]:
     return [mesh.get_group(dim) for dim in dims if mesh.size(dim) > 1]
 
 
-def sum_over_parts(number: Tensor, weight: Tensor) -> Tensor:
-    """Sums a number of the weight's part here over all parts; the ranks that have them must all ask."""
-    for group in _groups(weight):
+def sum_over_parts(number: Tensor, *weights: Tensor) -> Tensor:
+    """Sums a number of the weights' parts here over all parts, in place; the ranks that have them must all ask."""
+    for group in dict.fromkeys(group for weight in weights for group in _groups(weight)):
         distributed.all_reduce(number, group=group)
     return number
 

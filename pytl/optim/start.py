@@ -86,19 +86,24 @@ class StartingPoint:
                 f"start: {len(extra)} names in {self.source} belong to no parameter: {some(extra)}", stacklevel=2
             )
 
-    def of(self, name: str | None, weight: Tensor) -> Tensor:
+    def of(self, name: str | None, weight: Tensor, *, shrink: bool = True) -> Tensor:
         """A new tensor: w0 of a parameter, its elements in the weight's order, sharded as the weight is.
 
-        From "disk" it is the file's memory, where that has this order.
+        From "disk" it is the file's memory, where that has this order. shrink: False: "auto" is the source's own dtype.
         """
         ours, w = part(self._origin(name, weight), weight), here(weight.detach())
         if self.on_disk and _serves(ours, w):
             return whole(ours, weight)
-        dtype = _smallest_lossless(ours, weight) if self.dtype == "auto" else self.dtype
-        assert isinstance(dtype, torch.dtype)
+        dtype = self.dtype if isinstance(self.dtype, torch.dtype) else ours.dtype
+        if shrink and self.dtype == "auto":
+            dtype = _smallest_lossless(ours, weight)
         device = torch.device("cpu") if self.on_disk else self.device or w.device
         kept = torch.empty_like(w, dtype=dtype, device=device, pin_memory=w.is_cuda and device.type == "cpu")
         return whole(kept.copy_(ours), weight)
+
+    def shrunk(self, start: Tensor, weight: Tensor) -> Tensor:
+        """A w0 that was taken whole, in the dtype that it is kept in."""
+        return start.to(_smallest_lossless(here(start), weight)) if self.dtype == "auto" else start
 
     def _origin(self, name: str | None, weight: Tensor) -> Tensor:
         if self.source is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pytl.ops import moments
 from pytl.ops.core import is_dense
 from pytl.ops.tensor_list import compute_dtype, in_order
-from pytl.optim.options import MOMENTS, is_anchored
+from pytl.optim.options import MOMENTS, is_anchored, is_tensor_or_not_0
 from pytl.optim.sharding import here, is_sharded, part, whole
 from pytl.optim.start import StartingPoint, check_norms, norm
 
@@ -31,6 +31,7 @@ class StateMaker:
     def __init__(self, start: StartingPoint, compensated: bool | None) -> None:
         self._start, self._compensated = start, compensated
         self._recognised: set[Tensor] = set()
+        self._whole: set[Tensor] = set()  # those whose w0 was taken in a step that moved nothing
         self._read_again: dict[str, tuple[Tensor, Tensor]] = {}  # by name: the norm of now, and the saved one
 
     def made(
@@ -49,15 +50,24 @@ class StateMaker:
         for place, moment in enumerate(moments):
             made |= moment_state(state, moment, p, group["moments"], squares=place > 0)
         if is_anchored(group):
-            made |= self._start_of(name, p, state)
+            made |= self._start_of(name, p, state, moves=is_tensor_or_not_0(group["lr"]))
         if p.dtype.itemsize == 2 and self._compensated is not False:
             made["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
         return made
 
-    def _start_of(self, name: str, p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """w0, and the norm that it is recognised by where it is read again."""
+    def _start_of(self, name: str, p: Tensor, state: Mapping[str, Any], moves: bool) -> dict[str, Tensor]:
+        """w0, and the norm that it is recognised by where it is read again.
+
+        In a step that moves nothing it is taken whole: torch.distributed.checkpoint makes a state by such a step, and
+        loads another w0 into its memory.
+        """
         kept = not self._start.on_disk and "start" in state
-        start = state["start"] if kept else self._start.of(name, p)
+        start = state["start"] if kept else self._start.of(name, p, shrink=moves)
+        if not kept and not moves:
+            self._whole.add(p)
+        elif kept and moves and p in self._whole:
+            start = self._start.shrunk(start, p)
+            self._whole.remove(p)
         if "start_norm" in state and (kept or p in self._recognised):
             return {"start": start, "start_norm": state["start_norm"]}
         now = norm(start, p)
@@ -82,7 +92,7 @@ class StateMaker:
         self._recognised.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_recognised": set()}
+        return self.__dict__ | {"_recognised": set(), "_whole": set()}
 
 
 def step_tensor(step: Any, device: torch.device, taken: bool) -> Tensor:
