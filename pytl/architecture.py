@@ -130,7 +130,15 @@ def nearest(name: object, known: Iterable[str]) -> str:
 def _new_in_checkpoint(model: nn.Module) -> set[str]:
     """What transformers' from_pretrained did not find in the checkpoint: it marks what it did."""
     marked = {name: getattr(p, "_is_hf_initialized", False) for name, p in model.named_parameters()}
-    return {name for name, loaded in marked.items() if not loaded} if any(marked.values()) else set()
+    new = {name for name, loaded in marked.items() if not loaded} if any(marked.values()) else set()
+    return {name for name in new if not _is_of_peft(model, name)}
+
+
+def _is_of_peft(model: nn.Module, name: str) -> bool:
+    """Whether PEFT added it beside a layer, kept as ``base_layer``, or put it aside as ``original_module``."""
+    around = name.split(".")
+    beside = [(model.get_submodule(".".join(around[:i]))._modules, around[i]) for i in range(1, len(around) - 1)]
+    return any(("base_layer" in these and own != "base_layer") or own == "original_module" for these, own in beside)
 
 
 def _named_classifier(model: nn.Module) -> set[str]:
@@ -138,5 +146,5 @@ def _named_classifier(model: nn.Module) -> set[str]:
     candidates = [get_classifier()] if callable(get_classifier) else [getattr(model, n, None) for n in _HEAD_NAMES]
     for module in candidates:
         if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
-            return set(_names_of(model, module))
+            return {name for name in _names_of(model, module) if not _is_of_peft(model, name)}
     return set()

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import timm_stand_in
 
 FOLDER = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +23,8 @@ def example(name: str) -> ModuleType:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {"hf_trainer", "plain_loop"}
+    named = {"accelerate_loop", "hf_trainer", "lightning_trainer", "lora", "plain_loop", "timm_registry"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == named
 
 
 def test_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,3 +36,29 @@ def test_hf_trainer() -> None:
     found = example("hf_trainer").main(steps=40)
     assert found["eval_accuracy"] > 0.85  # 0.77 of the lines are code
     assert found["eval_loss"] < 0.6
+
+
+def test_accelerate_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    assert example("accelerate_loop").main(epochs=4) > 0.45  # of ten classes
+    assert "56 tensors: conflict" in capsys.readouterr().out
+
+
+def test_lightning_trainer() -> None:
+    found = example("lightning_trainer").main(steps=40)
+    assert found["plain"]["prose"] < 0.8 * found["before"]["prose"]
+    assert found["L2-SP"]["prose"] < 0.8 * found["before"]["prose"]
+    assert 0 < found["L2-SP"]["distance"] < found["plain"]["distance"]
+
+
+def test_timm_registry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    timm_stand_in.install(monkeypatch)
+    assert example("timm_registry").main(epochs=5) > 0.3  # of ten classes
+    assert "8 tensors: conflict" in capsys.readouterr().out
+
+
+def test_lora() -> None:
+    pytest.importorskip("peft")
+    found = example("lora").main(epochs=4)
+    assert min(row["accuracy"] for row in found.values()) > 0.3  # of ten classes
+    assert 0 < found["L2-SP"]["|B A|"] < found["none"]["|B A|"]
+    assert found["L2-SP"]["|A - A0|"] < found["weight decay"]["|A - A0|"]

@@ -1,11 +1,11 @@
-"""Callbacks for other libraries' trainers: ``pytl.integrations.hf`` and ``pytl.integrations.lightning``."""
+"""Other libraries' trainers: ``pytl.integrations.hf``, ``.lightning`` and ``.timm``."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["hf", "lightning"]
+__all__ = ["hf", "lightning", "timm"]
 
 
 def __getattr__(name: str) -> ModuleType:
