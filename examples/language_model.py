@@ -66,10 +66,12 @@ class Run(NamedTuple):
     strength: float
     steps: int
     seed: int
+    moments: str
 
     def __str__(self) -> str:
         pull = f" {self.strength:g}" if self.strength else ""
-        return f"{TITLES[self.method]}{pull}, lr {self.lr:g}"
+        moments = "" if self.moments == "float32" else f", {self.moments}"
+        return f"{TITLES[self.method]}{pull}, lr {self.lr:g}{moments}"
 
 
 Rows = dict[tuple[Run, int], list[tuple[float, ...]]]
@@ -211,7 +213,8 @@ def train_on(model: PreTrainedModel, run: Run, text: Texts, options: argparse.Na
     model.load_state_dict(load_file(weights))
     groups = pytl.param_groups(model, head=(), sp_decay=run.strength, verbose=False)
     direction = "dtnh" if run.method == "dtnh" else "sum"
-    optimizer = pytl.AdamW(groups, lr=run.lr, direction=direction, start=weights if run.strength else None)
+    start = weights if run.strength else None
+    optimizer = pytl.AdamW(groups, lr=run.lr, direction=direction, start=start, moments=run.moments)
     stops = {run.steps} if run.strength else {run.steps // 4, run.steps // 2, run.steps}
     trained = steps(model, optimizer, text.target, options, run.steps, run.seed, lambda step: min(1.0, (step + 1) / 10))
     return [{"step": step, **perplexities(model, text, options)} for step in trained if step in stops]
@@ -222,7 +225,7 @@ def runs(options: argparse.Namespace) -> list[Run]:
     pulled = [method for method in options.methods if method != "adamw"]
     ways = [("adamw", lr, 0.0) for lr in options.lr if "adamw" in options.methods]
     ways += [(method, options.lr[0], strength) for method, strength in product(pulled, options.strengths)]
-    return [Run(*way, options.steps, seed) for seed in range(options.seeds) for way in ways]
+    return [Run(*way, options.steps, seed, options.moments) for seed in range(options.seeds) for way in ways]
 
 
 def least_rise(plain: list[tuple[float, float]], target: float) -> float:
@@ -346,6 +349,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=2, help="orders of the target's text (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default here: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
+    kept = "what AdamW's moments are kept in (default: %(default)s)"
+    add("--moments", choices=("float32", "bfloat16", "8bit"), default="float32", help=kept)
     add("--checkpointing", action="store_true", help="compute activations twice instead of keeping them")
     add("--out", type=Path, default=Path("runs/language-model"), help="folder (default: %(default)s)")
     add("--fresh", action="store_true", help="begin anew, whatever is in --out")

@@ -152,6 +152,12 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
+def check_memory(tensor: Tensor, what: str) -> None:
+    """Raises ValueError for a tensor whose memory was given back while it was in use."""
+    if tensor.numel() and not tensor.is_meta and not tensor.data_ptr():
+        raise ValueError(f"{what} must have memory; got a tensor whose storage was freed")
+
+
 def check_gradient(gradient: Tensor, name: str) -> None:
     """Raises RuntimeError for the gradients that no path takes."""
     found = "sparse" if gradient.layout != torch.strided else "complex" if gradient.is_complex() else None
@@ -168,7 +174,9 @@ def check(operands: Operands, name: str) -> None:
     if operands.gradient is None:
         raise TypeError(f"the gradient of {name} must be a tensor; got None")
     check_gradient(operands.gradient, name)
+    check_memory(weight, name)
     for operand, tensor in operands.named():
+        check_memory(tensor, f"{operand} of {name}")
         if tensor.shape != weight.shape:
             raise ValueError(f"{operand} of {name} must have shape {[*weight.shape]}; got {[*tensor.shape]}")
         if tensor.device != weight.device:
@@ -182,6 +190,7 @@ def check(operands: Operands, name: str) -> None:
         return
     if not isinstance(step, Tensor) or step.dim() or step.dtype != torch.float32 or step.device != weight.device:
         raise TypeError(f"step of {name} must be a 0-dim float32 tensor on {weight.device}; got {step!r}")
+    check_memory(step, f"step of {name}")
 
 
 def _check_states(operands: Operands, name: str) -> None:
@@ -210,6 +219,8 @@ class TensorList:
     ) -> None:
         self.operands = list(operands)
         self.on_core = on_core
+        self._shapes = [o.weight.shape for o in self.operands]
+        self._forms = [] if on_core else [_form(o.weight) for o in self.operands]
         self.device = self.operands[0].weight.device if operands else torch.device("cpu")
         self.group_of = torch.tensor([o.group for o in self.operands], dtype=torch.int64, device=self.device)
         self.rows = torch.zeros(len(self.operands), GRAM_COLUMNS, dtype=torch.float64, device=self.device)
@@ -266,13 +277,18 @@ class TensorList:
     def _holds(self, gradients: Sequence[Tensor]) -> bool:
         return (
             list(map(Tensor.data_ptr, self._weights)) == self._weight_addresses
+            and [gradient.shape for gradient in gradients] == self._shapes
             and all([gradients[i].is_contiguous() for i in self._contiguous])
             and all([gradients[i].stride() == stride for i, stride in self._strided])
         )
 
     def _hand_over(self, gradients: Sequence[Tensor], penalties: Sequence[Tensor | None] | None) -> bool:
+        if [_form(o.weight) for o in self.operands] != self._forms:
+            return False
         for i, (o, gradient) in enumerate(zip(self.operands, gradients, strict=True)):
             if gradient is None or gradient.dtype != o.weight.dtype or gradient.layout != torch.strided:
+                return False
+            if gradient.shape != self._shapes[i] or (gradient.numel() and not gradient.data_ptr()):
                 return False
             o.gradient, o.penalty = gradient, penalties[i] if penalties else None
         return True
@@ -304,6 +320,11 @@ class TensorList:
             start_dtype=core.dtype_code((o.weight if o.start is None else o.start).dtype),
             moments=moments.code(o.states[0].dtype if o.states else torch.float32),
         )
+
+
+def _form(weight: Tensor) -> tuple[Any, ...]:
+    """What operands are planned for."""
+    return weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
 def _address(tensor: Tensor | None) -> int:

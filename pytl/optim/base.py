@@ -17,6 +17,7 @@ from pytl.ops.tensor_list import (
     Operands,
     check,
     check_gradient,
+    check_memory,
     check_weight,
 )
 from pytl.optim.loading import check_loadable, lighten, restore, same_direction
@@ -107,7 +108,10 @@ class Optimizer(torch.optim.Optimizer):
     def _members(self) -> list[Member]:
         members: list[Member] = []
         for k, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [f"parameter {len(members) + i}" for i in range(len(group["params"]))]
+            count = len(group["params"])
+            names = group.get("param_names") or [f"parameter {len(members) + i}" for i in range(count)]
+            if len(names) != count:
+                raise ValueError(f"param_names must name each parameter of group {k}; got {len(names)} for {count}")
             members += [(k, name, p) for name, p in zip(names, group["params"], strict=True)]
         return members
 
@@ -212,6 +216,9 @@ class Optimizer(torch.optim.Optimizer):
         stepped = [(i, part(g, params[i])) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
         for i, grad in stepped:
             check_gradient(grad, members[i][1])
+            check_memory(here(params[i]), members[i][1])
+            check_memory(grad, f"the gradient of {members[i][1]}")
+        check_overlap([here(p) for p in first])
         self._check_start()
         states = {i: self._made_state(*members[i]) for i, _ in stepped}
         self._maker.compare_norms()
@@ -241,6 +248,9 @@ class Optimizer(torch.optim.Optimizer):
     def _made_state(self, k: int, name: str, p: Tensor) -> dict[str, Tensor]:
         group = self.param_groups[k]
         return self._maker.made(name, p, self.state.get(p, {}), group, self._states(group))
+
+    def _names_of_moments(self) -> set[str]:
+        return {moment for group in self.param_groups for moment in self._states(group)}
 
     def _operands(self, k: int, name: str, p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> Operands:
         moments = self._states(self.param_groups[k])
@@ -330,7 +340,7 @@ class Optimizer(torch.optim.Optimizer):
         loaded: dict[str, Any] = {}
 
         def take(_: Any, final: dict[str, Any]) -> dict[str, Any]:
-            check_loadable(self, final, self._start.source is not None)
+            check_loadable(self, final, self._names_of_moments(), self._start.source is not None)
             loaded.update(final)
             return lighten(final)
 

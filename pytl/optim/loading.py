@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from itertools import chain
 from typing import Any
 
@@ -17,12 +17,28 @@ Saved = tuple[str, Tensor, Mapping[str, Any], Mapping[str, Any]]
 """A parameter's name, itself, its saved state and the options that it will have."""
 
 
-def check_loadable(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], has_source: bool) -> None:
-    """Raises ValueError that lists every parameter whose saved state is of another shape, or was saved without the
-    starting point where none is given: the weights of now would pass for it. What torch refuses is left to torch."""
+def check_loadable(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], moments: Set[str], has_source: bool
+) -> None:
+    """Looks at all of a saved state before anything of it is taken. What torch refuses is left to torch.
+
+    Args:
+        optimizer: that is to take it.
+        saved: the state dict.
+        moments: the names of the optimizer's.
+        has_source: whether starting points can be read elsewhere.
+
+    Raises:
+        ValueError: it lists every parameter whose state is no state, is of another shape, or was saved without the
+            starting point where none is given: the weights of now would pass for it.
+    """
     if not {"state", "param_groups"} <= saved.keys():
         return
     members = list(_members(optimizer, saved))
+    known = {"start", "start_norm", "compensation", *moments}
+    nonsense = [fault for name, _, state, _ in members for fault in _nonsense(name, state, known)]
+    if nonsense:
+        raise ValueError(f"the saved state must map names to tensors that have memory; got {some(nonsense)}")
     misshapen = [fault for name, p, state, _ in members for fault in _misshapen(name, p, state)]
     if misshapen:
         raise ValueError(f"the saved state must be of these parameters; of another shape: {some(misshapen)}")
@@ -41,6 +57,19 @@ def _members(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iter
         count += len(group["params"])
         for name, p, index in zip(names, group["params"], loaded["params"], strict=False):
             yield name, p, saved["state"].get(index, {}), group | loaded
+
+
+def _nonsense(name: str, state: Any, known: Set[str]) -> Iterator[str]:
+    if not isinstance(state, Mapping):
+        yield f"{type(state).__name__} for {name}"
+        return
+    for key, value in state.items():
+        if key == "step" and not (isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)):
+            yield f"{type(value).__name__} for step of {name}"
+        elif key in known and not isinstance(value, Tensor | None):
+            yield f"{type(value).__name__} for {key} of {name}"
+        elif isinstance(value, Tensor) and value.is_meta:
+            yield f"a tensor on meta for {key} of {name}"
 
 
 def _misshapen(name: str, p: Tensor, state: Mapping[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -41,6 +42,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         order = [i for index in self.indices for i in index]
+        self._sharded = [p for p in self.params if is_sharded(p)]
+        self._sharded_addresses = _addresses(self._sharded)
+        self._sums = RankSums(self.params)
         self._in_order = len(self.lists) == 1 and order == [*range(len(self.params))]
         device = self.lists[0].device if self.lists else None
         self.gram = torch.zeros(len(self.params), GRAM_COLUMNS, dtype=torch.float64, device=device)
@@ -50,12 +54,10 @@ class Plan:
             self.gram = self.lists[0].rows
         self.cuda = [tensors.plan for tensors in self.lists if tensors.on_core and isinstance(tensors.plan, CudaPlan)]
         self._entries = list(self.state.values())
-        self._sample = list(self._entries[0].values()) if self._entries else []
-        self._sample_addresses = _addresses(self._sample)
+        self._values = list(chain.from_iterable(map(dict.values, self._entries)))
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._addresses = self._addresses_of_state()
         self.on_core = [o.weight for tensors in self.lists if tensors.on_core for o in tensors.operands]
-        self._sharded = [p for p in self.params if is_sharded(p)]
-        self._sharded_addresses = _addresses(self._sharded)
-        self._sums = RankSums(self.params)
 
     def holds(
         self, params: list[Tensor], grads: list[Tensor | None], signature: Signature, state: Mapping[Tensor, Any]
@@ -71,14 +73,16 @@ class Plan:
         )
 
     def _holds_state(self, state: Mapping[Tensor, Any]) -> bool:
-        """Entries are compared one by one; their tensors for one parameter: who moves or resets them, does it to all.
-        Comparing all would cost as much as all else that a step asks of the host."""
+        """Tensors and their memory: what has gone would be written to. Half of what a step asks of the host."""
+        values = list(chain.from_iterable(map(dict.values, state.values())))
         return (
-            len(state) == len(self._entries)
-            and all(map(is_, state.values(), self._entries))
-            and (not self._entries or all(map(is_, self._entries[0].values(), self._sample)))
-            and _addresses(self._sample) == self._sample_addresses
+            len(values) == len(self._values)
+            and all(map(is_, values, self._values))
+            and self._addresses_of_state() == self._addresses
         )
+
+    def _addresses_of_state(self) -> list[int]:
+        return _addresses(self._tensors) if self._sharded else list(map(Tensor.data_ptr, self._tensors))
 
     def take(self, grads: Sequence[Any], penalties: Mapping[Tensor, Tensor]) -> bool:
         """Hands this step's gradients to the lists; False where they no longer fit the plan."""
@@ -117,8 +121,8 @@ class Plan:
         return len(self.cuda) == len(self.lists)
 
 
-def _addresses(values: Sequence[Any]) -> list[int]:
-    return [here(value).data_ptr() for value in values if isinstance(value, Tensor)]
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [here(tensor).data_ptr() for tensor in tensors]
 
 
 def split(

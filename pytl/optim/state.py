@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pytl.ops import moments
 from pytl.ops.core import is_dense
-from pytl.ops.tensor_list import compute_dtype, in_order
+from pytl.ops.tensor_list import check_memory, compute_dtype, in_order
 from pytl.optim.options import MOMENTS, is_anchored, is_tensor_or_not_0
 from pytl.optim.sharding import here, is_sharded, part, whole
 from pytl.optim.start import StartingPoint, check_norms, norm
@@ -48,11 +48,11 @@ class StateMaker:
         taken = any(state.get(moment) is not None for moment in moments)
         made = {"step": step_tensor(state.get("step"), p.device, taken)}
         for place, moment in enumerate(moments):
-            made |= moment_state(state, moment, p, group["moments"], squares=place > 0)
+            made |= moment_state(name, p, state, moment, group["moments"], squares=place > 0)
         if is_anchored(group):
             made |= self._start_of(name, p, state, moves=is_tensor_or_not_0(group["lr"]))
         if p.dtype.itemsize == 2 and self._compensated is not False:
-            made["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype)
+            made["compensation"] = in_weights_order(state.get("compensation"), p, p.dtype, f"compensation of {name}")
         return made
 
     def _start_of(self, name: str, p: Tensor, state: Mapping[str, Any], moves: bool) -> dict[str, Tensor]:
@@ -105,38 +105,47 @@ def step_tensor(step: Any, device: torch.device, taken: bool) -> Tensor:
     return torch.tensor(float(taken if step is None else step), device=device)
 
 
-def in_weights_order(tensor: Tensor | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor, or zeros, in this dtype and with its elements in the weight's order; copied only where needed."""
+def in_weights_order(tensor: Tensor | None, weight: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """The tensor, or zeros, in this dtype and with its elements in the weight's order; copied only where needed.
+
+    Raises ValueError, about ``what``, where it has another shape or no memory.
+    """
     if tensor is None:
         return torch.zeros_like(weight, dtype=dtype)
     if tensor.shape != weight.shape:
-        raise ValueError(f"loaded state must have the weight's shape {[*weight.shape]}; got {[*tensor.shape]}")
+        raise ValueError(f"{what} must have the weight's shape {[*weight.shape]}; got {[*tensor.shape]}")
+    if tensor.is_meta and not weight.is_meta:
+        raise ValueError(f"{what} must have memory; got a tensor on meta")
+    check_memory(here(tensor), what)
     ours, w = part(tensor, weight), here(weight)
     if ours.dtype == dtype and ours.device == w.device and (in_order(ours, w) or not is_dense(w)):
         return whole(ours, weight)
     return whole(torch.empty_like(w, dtype=dtype).copy_(ours), weight)
 
 
-def moment_state(state: Mapping[str, Any], name: str, weight: Tensor, kept_in: str, squares: bool) -> dict[str, Tensor]:
+def moment_state(
+    of: str, weight: Tensor, state: Mapping[str, Any], name: str, kept_in: str, squares: bool
+) -> dict[str, Tensor]:
     """A moment as it is to be kept: what the state holds, rounded or widened where it is kept otherwise; else zeros.
 
     Args:
+        of: the parameter's name, in errors.
         kept_in: of ``MOMENTS``. float64 weights have float64, and small ones float32 in place of 8 bits.
     """
     dtype = _dtype_of_moments(weight, kept_in)
-    held, scales = state.get(name), state.get(f"{name}_scales")
+    held, scales, what = state.get(name), state.get(f"{name}_scales"), f"{name} of {of}"
     if dtype == torch.uint8 and is_sharded(weight):
         raise TypeError('moments="8bit" needs whole parameters; got a sharded one: take moments="bfloat16"')
     if held is not None and held.dtype == torch.uint8:
-        if dtype == torch.uint8 and in_weights_order(held, weight, dtype) is held:
+        if dtype == torch.uint8 and in_weights_order(held, weight, dtype, what) is held:
             return {name: held, f"{name}_scales": state[f"{name}_scales"].to(weight.device)}
         held = moments.load(held, scales, squares)
     if dtype != torch.uint8:
-        return {name: in_weights_order(held, weight, dtype)}
+        return {name: in_weights_order(held, weight, dtype, what)}
     codes = torch.zeros_like(weight, dtype=dtype)
     scales = torch.zeros(moments.blocks(weight.numel()), device=weight.device)
     if held is not None:
-        moments.store(in_weights_order(held, weight, torch.float32), codes, scales, squares, 0, 0)
+        moments.store(in_weights_order(held, weight, torch.float32, what), codes, scales, squares, 0, 0)
     return {name: codes, f"{name}_scales": scales}
 
 
