@@ -4,7 +4,7 @@ from pytl import advice, analysis, depth, features, integrations, noise, ops, pl
 from pytl.advice import Advice, advise
 from pytl.directions import DTNH, Direction, GrOD, PCGrad, Sum
 from pytl.doctor import doctor
-from pytl.optim import SGD, AdamW, Report, StrengthSchedule, param_groups
+from pytl.optim import SGD, AdamW, Report, StrengthSchedule, memory, param_groups
 from pytl.plan import BlockPlan, Rules, TransferPlan, Unfreezing
 from pytl.recorder import Recorder
 from pytl.regularizers import (
@@ -67,6 +67,7 @@ __all__ = [
     "finetune",
     "fisher_diagonal",
     "integrations",
+    "memory",
     "noise",
     "ops",
     "param_groups",

@@ -28,6 +28,11 @@ def peak_bytes(step: Step) -> int:
     return max(accumulate(_changes(step)), default=0)
 
 
+def net_bytes(step: Step) -> int:
+    """What is left of a step's allocations after it."""
+    return sum(_changes(step))
+
+
 def _changes(step: Step) -> list[int]:
     """Bytes of each allocation, negative of each release, in their order."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints two lines each time

@@ -96,14 +96,14 @@ class StartingPoint:
             return whole(ours, weight)
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else ours.dtype
         if shrink and self.dtype == "auto":
-            dtype = _smallest_lossless(ours, weight)
+            dtype = smallest_lossless(ours, weight)
         device = torch.device("cpu") if self.on_disk else self.device or w.device
         kept = torch.empty_like(w, dtype=dtype, device=device, pin_memory=w.is_cuda and device.type == "cpu")
         return whole(kept.copy_(ours), weight)
 
     def shrunk(self, start: Tensor, weight: Tensor) -> Tensor:
         """A w0 that was taken whole, in the dtype that it is kept in."""
-        return start.to(_smallest_lossless(here(start), weight)) if self.dtype == "auto" else start
+        return start.to(smallest_lossless(here(start), weight)) if self.dtype == "auto" else start
 
     def _origin(self, name: str | None, weight: Tensor) -> Tensor:
         if self.source is None:
@@ -157,7 +157,7 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _smallest_lossless(ours: Tensor, weight: Tensor) -> torch.dtype:
+def smallest_lossless(ours: Tensor, weight: Tensor) -> torch.dtype:
     """For all parts of a weight's w0, of which this one is ours."""
     for dtype in (torch.bfloat16, torch.float32):
         if dtype.itemsize < ours.dtype.itemsize and all_agree(_is_lossless(ours, dtype), weight):

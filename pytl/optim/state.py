@@ -132,7 +132,7 @@ def moment_state(
         of: the parameter's name, in errors.
         kept_in: of ``MOMENTS``. float64 weights have float64, and small ones float32 in place of 8 bits.
     """
-    dtype = _dtype_of_moments(weight, kept_in)
+    dtype = dtype_of_moments(weight, kept_in)
     held, scales, what = state.get(name), state.get(f"{name}_scales"), f"{name} of {of}"
     if dtype == torch.uint8 and is_sharded(weight):
         raise TypeError('moments="8bit" needs whole parameters; got a sharded one: take moments="bfloat16"')
@@ -149,7 +149,7 @@ def moment_state(
     return {name: codes, f"{name}_scales": scales}
 
 
-def _dtype_of_moments(weight: Tensor, kept_in: str) -> torch.dtype:
+def dtype_of_moments(weight: Tensor, kept_in: str) -> torch.dtype:
     whole = compute_dtype(weight.dtype)
     if whole == torch.float64 or (kept_in == "8bit" and weight.numel() < SMALL):
         return whole
