@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,23 @@ def test_hf_tied_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must not share parameters with the rest of the model: its weight is tied"):
         trained(tmp_path, hf.RIFLECallback(model.lm_head, cyclic_lr=False), model=model, optimizer=None)
     assert torch.equal(model.lm_head.weight, before)
+
+
+@pytest.mark.parametrize("kept", ["optimizer", "source", "nothing"])
+def test_hf_warns_where_a_resumed_run_has_lost_its_starting_point(tmp_path: Path, kept: str) -> None:
+    options: dict[str, Any] = {"lr": RATE, "sp_decay": 0.1, "verbose": False}
+    model = classifier()
+    if kept == "source":
+        model.save_pretrained(tmp_path / "source")
+        options["start"] = tmp_path / "source"
+    saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "save_only_model": kept != "optimizer"}
+    trained(tmp_path, optimizer=hf.optimizer(**options), model=model, **saving)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        resume = str(tmp_path / "checkpoint-3")
+        trained(tmp_path, optimizer=hf.optimizer(**options), resume_from_checkpoint=resume, **saving)
+    lost = [str(one.message) for one in told if "the weights of now become the starting point" in str(one.message)]
+    assert [text.split(" without")[0] for text in lost] == (["resumed at step 3"] if kept == "nothing" else [])
 
 
 # Lightning

@@ -121,6 +121,23 @@ def test_error_of_each_dtype_after_100_steps(
     assert relative_error(weights(optimizer), oracle.weights) <= ERRORS[dtype]
 
 
+def test_bfloat16_follows_float32_for_1000_steps_with_compensation_and_not_without(path: dict[str, bool]) -> None:
+    """A step of Adam and a pull are below bfloat16's resolution here: what is lost each time adds up."""
+    ends = {}
+    for compensated, dtype in ((None, torch.float32), (None, torch.bfloat16), (False, torch.bfloat16)):
+        params = parameters(0, [(64, 32)], dtype)
+        target = draw(3, [(64, 32)], dtype)[0]
+        opt = pytl.AdamW(params, lr=1e-3, sp_decay=1.0, direction="dtnh", compensated=compensated, **path)
+        for step in range(1000):
+            noise = draw(step % 50 + 10, [(64, 32)], dtype)[0]
+            give(params, [params[0].detach() - target + noise])
+            opt.step()
+        ends[compensated, dtype] = weights(opt)
+    exact = ends[None, torch.float32]
+    assert relative_error(ends[None, torch.bfloat16], exact) < 1e-2
+    assert relative_error(ends[False, torch.bfloat16], exact) > 1e-1
+
+
 def test_groups_keep_their_own_options(path: dict[str, bool]) -> None:
     each = [
         {"lr": 0.1, "sp_decay": 0.5, "direction": "dtnh", "granularity": "global"},

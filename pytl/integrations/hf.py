@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def optimizer(
     The new head is what the checkpoint lacked, where ``head`` does not name it. Trainer's own ``learning_rate`` and
     ``weight_decay`` do not reach an optimizer that is given this way; its schedulers do.
 
+    A run that is resumed without the optimizer's state (``save_only_model=True``) warns: the weights of then would be
+    the starting point. For that, trainers that are made after this call have a `ResumeCallback`.
+
     Args:
         kind: ``pytl.AdamW``, ``pytl.SGD``, or another optimizer.
         lr: learning rate.
@@ -65,7 +69,25 @@ def optimizer(
     if {"head_lr", "layer_decay"} & groups.keys():
         groups["lr"] = lr
     rest = {name: value for name, value in options.items() if name not in ours}
+    if ResumeCallback not in _trainer.DEFAULT_CALLBACKS:
+        _trainer.DEFAULT_CALLBACKS.append(ResumeCallback)
     return GroupedOptimizer, {"kind": kind, "groups": groups, "lr": lr, **rest}
+
+
+class ResumeCallback(_callbacks.TrainerCallback):  # type: ignore[name-defined, misc]
+    """Warns where a resumed run has lost its starting point: what it has learned so far would be held as if it were the
+    source's."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Optimizer, **kwargs: Any) -> None:
+        """After the checkpoint was loaded."""
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's has the real one inside
+        if state.global_step and isinstance(inner, PytlOptimizer) and not inner.knows_start:
+            warnings.warn(
+                f"resumed at step {state.global_step} without the optimizer's state: the weights of now become the "
+                "starting point of L2-SP; give start= with the weights that training began with, or save the optimizer "
+                "(save_only_model=False)",
+                stacklevel=2,
+            )
 
 
 class PenaltyTrainer(_trainer.Trainer):  # type: ignore[name-defined, misc]

@@ -293,6 +293,13 @@ class Optimizer(torch.optim.Optimizer):
         """Whether a direction joins a regulariser's gradient with the task's, or their sum will do."""
         return any(find(group["direction"]).rule != "sum" for group in self.param_groups)
 
+    @property
+    def knows_start(self) -> bool:
+        """Whether the starting point of all that is pulled is in the state, or can be read from ``start``: else the
+        weights of the next step would be it."""
+        pulled = [p for k, _, p in self._members() if is_anchored(self.param_groups[k])]
+        return self._start.source is not None or all("start" in self.state.get(p, {}) for p in pulled)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients, those of the penalties as well."""
         super().zero_grad(set_to_none)
