@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import os
 import socket
 import traceback
@@ -863,9 +862,8 @@ def checkpoint_of_another(folder: Path) -> dict[str, Any]:
 def resumed(folder: Path, case: Case) -> dict[str, Any]:
     """Each rank keeps its own file, and reads nothing from it but tensors and numbers."""
     model, opt = ready(case, steps=FIRST_STEPS)
-    file = io.BytesIO()
+    file = folder / f"{case.method}-of-rank-{distributed.get_rank()}.pt"
     torch.save({"model": model.state_dict(), "optimizer": opt.state_dict()}, file)
-    file.seek(0)
     train(model, model, case, opt, first=FIRST_STEPS)
     again, opt_again = ready(case, seed=3)
     state = torch.load(file, weights_only=True)

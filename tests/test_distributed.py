@@ -12,7 +12,7 @@ import pytest
 import ranks
 import torch
 from filelock import FileLock
-from oracle import array, assert_same, relative_error
+from oracle import array, assert_same, copy_of, relative_error
 from ranks import CHECKPOINTED, CLIPPED, COUNTED, FOUR, MATRIX, MESHES, OTHERS, WITH_SCALAR, Case, alone
 
 pytestmark = [
@@ -332,6 +332,16 @@ def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(two_rank
 def test_a_file_of_each_rank_resumes_to_the_bit(two_ranks: Path, name: str) -> None:
     for one in outcomes(two_ranks, name):
         assert_same(one["found"], one["expected"])
+
+
+def test_a_rank_s_file_is_refused_where_there_is_another_number_of_ranks(two_ranks: Path) -> None:
+    outcomes(two_ranks, "resumed_adamw")
+    *_, opt = ranks.savable(alone(CHECKPOINTED["adamw"]))
+    before = copy_of(opt)
+    state = torch.load(two_ranks / "AdamW-of-rank-0.pt", weights_only=True)
+    with pytest.raises(ValueError, match=r"must be of these ranks .*exp_avg of \S*: on \[2\], here \[\]"):
+        opt.load_state_dict(state["optimizer"])
+    assert_same(copy_of(opt), before)
 
 
 def test_a_copy_of_the_optimizer_steps_alike_and_apart(two_ranks: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pytl.directions import RULES, Direction
 from pytl.optim.options import is_anchored
+from pytl.optim.sharding import mesh_shape
 from pytl.weight_files import some
 
 Saved = tuple[str, Tensor, Mapping[str, Any], Mapping[str, Any]]
@@ -29,19 +31,21 @@ def check_loadable(
         has_source: whether starting points can be read elsewhere.
 
     Raises:
-        ValueError: it lists every parameter whose state is no state, is of another shape, or was saved without the
-            starting point where none is given: the weights of now would pass for it.
+        ValueError: it lists every parameter whose state is no state, is of another shape, has its parts on other ranks,
+            or was saved without the starting point where none is given: the weights of now would pass for it.
     """
     if not {"state", "param_groups"} <= saved.keys():
         return
     members = list(_members(optimizer, saved))
     known = {"start", "start_norm", "compensation", *moments}
-    nonsense = [fault for name, _, state, _ in members for fault in _nonsense(name, state, known)]
-    if nonsense:
-        raise ValueError(f"the saved state must map names to tensors that have memory; got {some(nonsense)}")
-    misshapen = [fault for name, p, state, _ in members for fault in _misshapen(name, p, state)]
-    if misshapen:
-        raise ValueError(f"the saved state must be of these parameters; of another shape: {some(misshapen)}")
+    checks = (
+        (partial(_nonsense, known), "the saved state must map names to tensors that have memory; got"),
+        (_misshapen, "the saved state must be of these parameters; of another shape:"),
+        (_of_other_ranks, "the saved state must be of these ranks (else: torch.distributed.checkpoint);"),
+    )
+    for faults_of, text in checks:
+        if faults := [fault for name, p, state, _ in members for fault in faults_of(name, p, state)]:
+            raise ValueError(f"{text} {some(faults)}")
     lost = [name for name, _, state, group in members if is_anchored(group) and _has_lost_start(state)]
     if lost and not has_source:
         raise ValueError(
@@ -59,7 +63,7 @@ def _members(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iter
             yield name, p, saved["state"].get(index, {}), group | loaded
 
 
-def _nonsense(name: str, state: Any, known: Set[str]) -> Iterator[str]:
+def _nonsense(known: Set[str], name: str, _: Tensor, state: Any) -> Iterator[str]:
     if not isinstance(state, Mapping):
         yield f"{type(state).__name__} for {name}"
         return
@@ -77,6 +81,12 @@ def _misshapen(name: str, p: Tensor, state: Mapping[str, Any]) -> Iterator[str]:
         per_block = key.endswith("_scales")
         if isinstance(value, Tensor) and value.dim() and value.shape != p.shape and not per_block:
             yield f"{key} of {name}: expected {[*p.shape]}, got {[*value.shape]}"
+
+
+def _of_other_ranks(name: str, p: Tensor, state: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and mesh_shape(value) not in ([], mesh_shape(p)):
+            yield f"{key} of {name}: on {mesh_shape(value)}, here {mesh_shape(p)}"
 
 
 def _has_lost_start(state: Mapping[str, Any]) -> bool:

@@ -54,6 +54,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def mesh_shape(tensor: Tensor) -> list[int]:
+    """Of the ranks that have parts of it; ``[]``: it is whole."""
+    return [*tensor.device_mesh.shape] if isinstance(tensor, DTensor) else []
+
+
 def check_placements(weight: Tensor, name: str) -> None:
     """Raises TypeError for a weight whose parts on the ranks are summands."""
     if isinstance(weight, DTensor) and any(isinstance(placement, Partial) for placement in weight.placements):
