@@ -20,6 +20,7 @@ from pytl.ops.tensor_list import (
     check_memory,
     check_weight,
 )
+from pytl.optim.engines import Given, check_engine, given
 from pytl.optim.loading import check_loadable, lighten, restore, same_direction
 from pytl.optim.options import (
     check_max_grad_norm,
@@ -64,6 +65,7 @@ class Optimizer(torch.optim.Optimizer):
         self._penalties = PenaltyGradients()
         self._plan: Plan | None = None
         self._captured: list[Plan] = []
+        self._given: list[Given] = []
         super().__init__(params, defaults)
         self._check_start()
 
@@ -103,6 +105,7 @@ class Optimizer(torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self._given.append(given(self.param_groups[-1]["params"]))
         self._plan = None
 
     def _members(self) -> list[Member]:
@@ -211,6 +214,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         if self._plan is not None and any(on_device.captured for on_device in self._plan.cuda):
             self._captured.append(self._plan)
+        check_engine(self.param_groups, self._given, self.max_grad_norm)
         members = self._members()
         first = {p: i for i, p in reversed([*enumerate(params)])}
         stepped = [(i, part(g, params[i])) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
@@ -376,3 +380,4 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._plan, self._captured, self._penalties = None, [], PenaltyGradients()
         self._maker.forget()
+        self._given = [given(group["params"]) for group in self.param_groups]
