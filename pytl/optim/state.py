@@ -56,7 +56,7 @@ class StateMaker:
         return made
 
     def _start_of(self, name: str, p: Tensor, state: Mapping[str, Any], moves: bool) -> dict[str, Tensor]:
-        """w0, and the norm that it is recognised by where it is read again.
+        """w0, and the norm that it is recognised by where a resumed run reads it again.
 
         In a step that moves nothing it is taken whole: torch.distributed.checkpoint makes a state by such a step, and
         loads another w0 into its memory.
@@ -68,6 +68,8 @@ class StateMaker:
         elif kept and moves and p in self._whole:
             start = self._start.shrunk(start, p)
             self._whole.remove(p)
+        if self._start.saved:
+            return {"start": start}
         if "start_norm" in state and (kept or p in self._recognised):
             return {"start": start, "start_norm": state["start_norm"]}
         now = norm(start, p)
