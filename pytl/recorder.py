@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from pytl import metrics
@@ -19,6 +18,7 @@ from pytl.depth import depth_blocks, depths
 from pytl.extras import require
 from pytl.metrics import Record
 from pytl.optim.base import Optimizer as PytlOptimizer
+from pytl.optim.sharding import RankSums, here, part
 
 _TOGETHER = 1 << 26  # bytes of weights whose differences to their start are in memory at a time
 
@@ -40,14 +40,16 @@ class Recorder:
     ``cosine/BLOCK``: of the task's gradient and the regulariser's, and ``penalty_cosine/BLOCK``, where a penalty's
     gradient is kept apart. What is not finite is left out, as cosines are where there is no regulariser.
 
+    Where the parameters are sharded, every rank has a recorder, and all but one a path of None.
+
     Cost: a read of the weights, their start and the gradients each `every` steps; on the device, which is waited for
     only each `capacity` lines. Memory: the starting weights; 64 MiB, or the largest parameter; and for each of
     `capacity` lines 56 bytes a parameter tensor.
 
     Args:
-        model: any module whose parameters are whole on one device.
+        model: any module whose parameters are on one device, or sharded.
         optimizer: of its parameters.
-        path: the file; lines are added to it.
+        path: the file; lines are added to it. None: nothing is written here.
         every: steps between lines.
         head: as in ``pytl.param_groups``.
         start: w0 by name; None: the weights as they are now.
@@ -58,7 +60,7 @@ class Recorder:
         steps: how often `step` was called.
 
     Raises:
-        ValueError: ``every`` or ``capacity`` < 1; the optimizer has no parameter of the model; sharded parameters.
+        ValueError: ``every`` or ``capacity`` < 1; the optimizer has no parameter of the model.
         ImportError: TensorBoard is asked for and missing.
     """
 
@@ -66,7 +68,7 @@ class Recorder:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        path: str | Path,
+        path: str | Path | None,
         *,
         every: int = 10,
         head: Head | None = None,
@@ -77,7 +79,8 @@ class Recorder:
         for name, value in (("every", every), ("capacity", capacity)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1; got {value}")
-        self.steps, self.every, self._capacity, self._path = 0, every, capacity, Path(path)
+        self.steps, self.every, self._capacity = 0, every, capacity
+        self._path = None if path is None else Path(path)
         self._optimizer = optimizer
         blocks, named = depth_blocks(model, head), {p: name for name, p in unwrapped(model).named_parameters()}
         depth = depths(blocks)
@@ -85,18 +88,18 @@ class Recorder:
         known = [(row, p) for row, p in enumerate(stepped) if p in named]
         if not known:
             raise ValueError("optimizer must have parameters of the model; got none")
-        if any(isinstance(p, DTensor) for _, p in known):
-            raise ValueError("model must have whole parameters; got sharded ones")
         self._params, device = [p for _, p in known], known[0][1].device
+        self._sums = RankSums(self._params)
         rows = [row for row, _ in known]
         self._rows = None if rows == [*range(len(stepped))] else torch.tensor(rows, device=device)
         present = sorted({depth[named[p]] for p in self._params})
         self._blocks = [blocks[place].name for place in present]
         self._place = torch.tensor([present.index(depth[named[p]]) for p in self._params], device=device)
         with torch.no_grad():
-            self._start = [_apart(p if start is None else start[named[p]].to(p), p) for p in self._params]
+            starts = [p if start is None else part(start[named[p]], p).to(p) for p in self._params]
+            self._start = [_apart(here(w0), here(p)) for w0, p in zip(starts, self._params, strict=True)]
         self._kept: list[tuple[int, Tensor, Tensor]] = []
-        self._events = None if tensorboard is None else partial(_writer(), str(tensorboard))
+        self._events = None if tensorboard is None or path is None else partial(_writer(), str(tensorboard))
         self._writer: Any = None
 
     @torch.no_grad()
@@ -113,7 +116,8 @@ class Recorder:
 
     def flush(self) -> None:
         """Writes what is kept; waits for the device."""
-        if not self._kept:
+        if not self._kept or self._path is None:
+            self._kept.clear()
             return
         steps, losses, tables = zip(*self._kept, strict=True)
         rows = torch.cat([torch.stack(losses)[:, None], *self._by_block(torch.stack(tables))], 1).tolist()
@@ -136,6 +140,8 @@ class Recorder:
     def go_on(self, steps: int) -> None:
         """Goes on after so many steps, as a resumed run does: lines of later ones are taken out of the file."""
         self.steps = steps
+        if self._path is None:
+            return
         found = metrics.read(self._path)
         metrics.rewrite(self._path, [record for record in found if (record.get("step") or 0) <= steps])
 
@@ -155,7 +161,10 @@ class Recorder:
         """A row a parameter, float64: ``|w - w0|^2``, and ``|g|^2`` or the Gram numbers of both regularisers."""
         distances = self._squared_distances()[:, None]
         if not isinstance(self._optimizer, PytlOptimizer):
-            return torch.cat([distances, self._squared_gradients()[:, None]], 1)
+            squares = torch.cat([distances, self._squared_gradients()[:, None]], 1)
+            self._sums.over(squares)
+            return squares
+        self._sums.over(distances)
         if self._optimizer._plan is None:  # a scaler has skipped the first steps
             return torch.cat([distances, distances.new_full((len(distances), 6), float("nan"))], 1)
         grams = [self._optimizer.gram, self._optimizer.penalty_gram]
@@ -174,16 +183,16 @@ class Recorder:
         found: list[Tensor] = []
         first, size = 0, 0
         for end, p in enumerate(self._params, 1):
-            size += p.nbytes
+            size += here(p).nbytes
             if size >= _TOGETHER or end == len(self._params):
-                moved = torch._foreach_sub(self._params[first:end], self._start[first:end])
+                moved = torch._foreach_sub([here(w) for w in self._params[first:end]], self._start[first:end])
                 found += _norms(moved)
                 first, size = end, 0
         return torch.stack(found).double().square()
 
     def _squared_gradients(self) -> Tensor:
         zero = self._place.new_zeros((), dtype=torch.float64)
-        present = [p.grad for p in self._params if p.grad is not None]
+        present = [part(p.grad, p) for p in self._params if p.grad is not None]
         norms = iter(_norms(present))
         found = [zero if p.grad is None else next(norms) for p in self._params]
         return torch.stack(found).double().square()

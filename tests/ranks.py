@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytl
+from pytl import metrics
 
 BATCH = 8
 FIRST_STEPS = 3
@@ -901,6 +902,28 @@ def copied(folder: Path) -> dict[str, Any]:
     }
 
 
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the first rank's recorder has written, by pytl's optimizer and by torch's."""
+    return {kind: recorded_by(kind, SHARDED, folder) for kind in ("pytl", "torch")}
+
+
+def recorded_by(kind: str, case: Case, folder: Path) -> list[dict[str, Any]]:
+    run, model, opt = savable(case)
+    if kind == "torch":
+        opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    first = this_rank() == 0
+    path = folder / f"{kind}-{case.wrapper}.jsonl"
+    recorder = pytl.Recorder(model, opt, path if first else None, every=1)
+    for step in range(FIRST_STEPS):
+        x, y = (part[share_of_rank()] for part in batch(step, case))
+        cross_entropy(run(x), y).backward()
+        opt.step()
+        recorder.step()
+        opt.zero_grad()
+    recorder.close()
+    return metrics.read(path) if first else []
+
+
 JOBS: dict[str, Callable[[Path], Any]] = {
     function.__name__: function
     for function in (
@@ -929,6 +952,7 @@ JOBS: dict[str, Callable[[Path], Any]] = {
         resumed_sgd,
         resumed_adamw,
         copied,
+        recorded,
         refusals,
     )
 } | {

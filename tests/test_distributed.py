@@ -350,6 +350,18 @@ def test_a_copy_of_the_optimizer_steps_alike_and_apart(two_ranks: Path) -> None:
         assert_same(one["found"], one["expected"])
 
 
+@pytest.mark.parametrize("kind", ["pytl", "torch"])
+def test_a_recorder_of_sharded_parameters_writes_what_one_of_whole_ones_does(
+    two_ranks: Path, kind: str, tmp_path: Path
+) -> None:
+    expected = ranks.recorded_by(kind, alone(ranks.SHARDED), tmp_path)
+    first, second = outcomes(two_ranks, "recorded")
+    assert second[kind] == []
+    assert len(first[kind]) == len(expected) == ranks.FIRST_STEPS
+    for found, wanted in zip(first[kind], expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-9)
+
+
 REFUSALS = {
     "granularity": "ValueError: granularity must be",
     "direction": "ValueError: direction must be",

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pytl import files
 from pytl.architecture import Head, unwrapped
+from pytl.optim.sharding import is_sharded
 from pytl.recorder import Recorder
 from pytl.rifle import RIFLE
 
@@ -79,7 +80,7 @@ class AttachedRecorder:
         head, tensorboard, capacity: of `pytl.Recorder`.
 
     Attributes:
-        recorder: None until training begins, and on all processes but the first.
+        recorder: None until training begins, and on all processes but the first where parameters are whole.
     """
 
     def __init__(
@@ -100,15 +101,17 @@ class AttachedRecorder:
         """Before a checkpoint is loaded, which would pass for the start."""
         self._start = {name: p.detach().clone() for name, p in unwrapped(model).named_parameters()}
 
-    def _record(self, model: nn.Module, optimizer: Optimizer, folder: Path, done: int) -> None:
-        """Begins, or goes on after `done` steps.
+    def _record(self, model: nn.Module, optimizer: Optimizer, folder: Path, done: int, *, first: bool) -> None:
+        """Begins, or goes on after `done` steps; the first process writes, the others help where they have parts.
 
         Raises:
             ValueError: as `pytl.Recorder`; or the run is resumed and its starting weights were not seen.
         """
         if self._start is None and done:
             raise ValueError("the callback must be given when the trainer is made, to see where a resumed run started")
-        path = files.writable_folder(self.out or folder) / "metrics.jsonl"
+        if not first and not any(is_sharded(p) for p in model.parameters()):
+            return
+        path = files.writable_folder(self.out or folder) / "metrics.jsonl" if first else None
         self.recorder = Recorder(model, optimizer, path, every=self.every, start=self._start, **self.options)
         self.recorder.go_on(done)
         self._start = None

@@ -221,8 +221,8 @@ class RecorderCallback(AttachedRecorder, _callbacks.TrainerCallback):  # type: i
         self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Optimizer, **kwargs: Any
     ) -> None:
         """After the checkpoint was loaded; Accelerate's optimizer has the real one inside."""
-        if state.is_world_process_zero:
-            self._record(model, getattr(optimizer, "optimizer", optimizer), Path(args.output_dir), state.global_step)
+        inner, first = getattr(optimizer, "optimizer", optimizer), state.is_world_process_zero
+        self._record(model, inner, Path(args.output_dir), state.global_step, first=first)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the step, before gradients are dropped."""

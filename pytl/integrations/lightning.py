@@ -95,15 +95,15 @@ class RecorderCallback(AttachedRecorder, _callbacks.Callback):  # type: ignore[n
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Before a checkpoint is loaded."""
-        if stage == "fit" and trainer.is_global_zero:
+        if stage == "fit":
             self._keep_start(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """After it was."""
         if len(trainer.optimizers) != 1:
             raise ValueError(f"configure_optimizers must return one optimizer; got {len(trainer.optimizers)}")
-        if trainer.is_global_zero:
-            self._record(pl_module, trainer.optimizers[0], Path(trainer.default_root_dir), trainer.global_step)
+        done, first = trainer.global_step, trainer.is_global_zero
+        self._record(pl_module, trainer.optimizers[0], Path(trainer.default_root_dir), done, first=first)
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Once for each step of the optimizer; its gradients are dropped when the next batch begins."""
