@@ -740,7 +740,7 @@ def test_compiled_step_and_compiled_model_give_the_same(method: Any) -> None:
         optimizer = method(layer.parameters(), **L2SP)
         forward = torch.compile(layer, backend="aot_eager") if compiled else layer
         step = torch.compile(optimizer.step, backend="aot_eager") if compiled else optimizer.step
-        for _ in range(3):
+        for _ in range(5):
             optimizer.zero_grad()
             forward(torch.ones(4, 3)).pow(2).sum().backward()
             step()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import pytl
+from pytl.optim import prefetch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -264,3 +265,20 @@ def _all_that_is_left() -> Iterator[Tensor]:
                 yield torch.empty(size, dtype=torch.uint8)
             except torch.OutOfMemoryError:
                 break
+
+
+@pytest.mark.parametrize("window", [1 << 16, 64 << 20])
+def test_a_start_in_pinned_memory_gives_the_bits_of_one_on_the_gpu(
+    way: dict[str, Any], window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are brought on a stream of their own while the one before is in use."""
+    monkeypatch.setattr(prefetch, "WINDOW", window)
+    found = []
+    for device in (None, "cpu"):
+        optimizer = pytl.AdamW(parameters(0, SHAPES, torch.float32), **way, start_device=device)
+        take_steps(optimizer, 5)
+        starts = [state["start"] for state in optimizer.state.values()]
+        assert {start.device.type for start in starts} == {device or "cuda"}
+        assert all(start.is_pinned() for start in starts if device)
+        found.append(weights(optimizer))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
