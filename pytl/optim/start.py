@@ -91,19 +91,24 @@ class StartingPoint:
 
         From "disk" it is the file's memory, where that has this order. shrink: False: "auto" is the source's own dtype.
         """
-        ours, w = part(self._origin(name, weight), weight), here(weight.detach())
-        if self.on_disk and _serves(ours, w):
+        ours = part(self._origin(name, weight), weight)
+        if self.on_disk and _serves(ours, here(weight)):
             return whole(ours, weight)
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else ours.dtype
         if shrink and self.dtype == "auto":
             dtype = smallest_lossless(ours, weight)
-        device = torch.device("cpu") if self.on_disk else self.device or w.device
-        kept = torch.empty_like(w, dtype=dtype, device=device, pin_memory=w.is_cuda and device.type == "cpu")
-        return whole(kept.copy_(ours), weight)
+        return self._kept(ours, weight, dtype)
 
     def shrunk(self, start: Tensor, weight: Tensor) -> Tensor:
         """A w0 that was taken whole, in the dtype that it is kept in."""
-        return start.to(smallest_lossless(here(start), weight)) if self.dtype == "auto" else start
+        dtype = smallest_lossless(here(start), weight) if self.dtype == "auto" else start.dtype
+        return start if dtype == start.dtype else self._kept(here(start), weight, dtype)
+
+    def _kept(self, ours: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        w = here(weight.detach())
+        device = torch.device("cpu") if self.on_disk else self.device or w.device
+        kept = torch.empty_like(w, dtype=dtype, device=device, pin_memory=w.is_cuda and device.type == "cpu")
+        return whole(kept.copy_(ours), weight)
 
     def _origin(self, name: str | None, weight: Tensor) -> Tensor:
         if self.source is None:
