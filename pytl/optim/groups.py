@@ -46,8 +46,9 @@ def param_groups(
     Args:
         model: any module; parameters that are frozen now (``requires_grad=False``) are left out, and names do not count
             wrappers (DDP, torch.compile).
-        head: the new layers, by name, by module, or several. None finds them: what a Hugging Face checkpoint lacked, a
-            timm model's classifier, or a child named classifier, head, heads, fc, score or qa_outputs. ``()``: none.
+        head: the new layers, by name, by module, or several. None finds them: what a Hugging Face checkpoint lacked (a
+            deep copy of the network no longer says), a timm model's classifier, or a child named classifier, head,
+            heads, fc, score or qa_outputs; PEFT's adapters are none of these. ``()``: none.
         transfer: share of the depth blocks that count as transferred, from the input on, in [0, 1].
         lr: rate of the topmost block; None: the optimizer's.
         head_lr: rate of the head; None: ``lr``.
