@@ -206,7 +206,8 @@ class Optimizer(torch.optim.Optimizer):
         decisive = group["fused"], group["foreach"], group["moments"], is_tensor_or_not_0(group["lr"])
         return len(group["params"]), is_anchored(group), *decisive, self._states(group)
 
-    def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
+    def _leave_captured_plan(self, params: list[Tensor]) -> None:
+        """A plan must live as long as the graphs that have captured its steps."""
         if any(p.is_cuda for p in params) and is_capturing():
             raise RuntimeError(
                 "a step can be captured once another was taken with the same parameters and groups: take one before "
@@ -214,8 +215,11 @@ class Optimizer(torch.optim.Optimizer):
             )
         if self._plan is not None and any(on_device.captured for on_device in self._plan.cuda):
             self._captured.append(self._plan)
-        check_engine(self.param_groups, self._given, self.max_grad_norm)
-        members = self._members()
+
+    def _stepped(
+        self, params: list[Tensor], grads: list[Tensor | None], members: list[Member]
+    ) -> list[tuple[int, Tensor]]:
+        """Places and gradients of the parameters that take part, each once; all of them can be stepped on."""
         first = {p: i for i, p in reversed([*enumerate(params)])}
         stepped = [(i, part(g, params[i])) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
         for i, grad in stepped:
@@ -223,6 +227,13 @@ class Optimizer(torch.optim.Optimizer):
             check_memory(here(params[i]), members[i][1])
             check_memory(grad, f"the gradient of {members[i][1]}")
         check_overlap([here(p) for p in first])
+        return stepped
+
+    def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
+        self._leave_captured_plan(params)
+        check_engine(self.param_groups, self._given, self.max_grad_norm)
+        members = self._members()
+        stepped = self._stepped(params, grads, members)
         self._check_start()
         states = {i: self._made_state(*members[i]) for i, _ in stepped}
         self._maker.compare_norms()

@@ -95,7 +95,7 @@ class StartingPoint:
         if self.on_disk and _serves(ours, here(weight)):
             return whole(ours, weight)
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else ours.dtype
-        if shrink and self.dtype == "auto":
+        if shrink and self.dtype == "auto" and not self.on_disk:
             dtype = smallest_lossless(ours, weight)
         return self._kept(ours, weight, dtype)
 
