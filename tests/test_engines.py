@@ -13,8 +13,6 @@ import torch
 from oracle import assert_same, copy_of, draw, give, parameters
 from torch.nn import Parameter
 
-import pytl
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = [(3, 4), (5,)]

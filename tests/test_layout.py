@@ -30,14 +30,13 @@ PYTHON_LAYERS = [
         "pytl.initialisers",
         "pytl.periods",
         "pytl.batch",
-        "pytl.digest",
-        "pytl.files",
         "pytl.progress",
         "pytl.seeding",
         "pytl.threads",
         "pytl.weight_files",
     },
-    {"pytl.pages", "pytl.intervals"},
+    {"pytl.files"},
+    {"pytl.pages", "pytl.intervals", "pytl.digest"},
     {"pytl.extras"},
 ]
 NATIVE_LAYERS = [{"bindings"}, {"cpu", "cuda"}, {"tensor_list", "feature_list"}, {"formulas"}, {"element"}]

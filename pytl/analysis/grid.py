@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from operator import index
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from pytl.analysis.objective import Objective
 from pytl.analysis.weight_space import moved
 from pytl.digest import digest
-from pytl.files import replacing, writable_folder
+from pytl.files import number, read_json, replacing, writable_folder
 
 
 class Grid:
@@ -68,8 +70,8 @@ class Grid:
         if not path.exists():
             return {}
         try:
-            found = json.loads(path.read_text())
-            about, losses = found["about"], {(int(i), int(j)): float(loss) for i, j, loss in found["losses"]}
+            found = read_json(path, "cache")
+            about, losses = found["about"], {(index(i), index(j)): _loss(loss) for i, j, loss in found["losses"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"cache must be a file of this function's; {path} is not, or broken: {error}") from error
         if about != self._about:
@@ -81,3 +83,8 @@ class Grid:
             losses = [[i, j, str(loss)] for (i, j), loss in self.losses.items()]  # JSON knows no infinity
             with replacing(self._path) as file:
                 file.write(json.dumps({"about": self._about, "losses": losses}).encode())
+
+
+def _loss(kept: Any) -> float:
+    """Text, as it is kept, or a number."""
+    return float(kept) if isinstance(kept, str) else number(kept)

@@ -60,7 +60,7 @@ def read_trace(run: str | Path) -> Trace:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is broken, or has no recorded steps.
+        ValueError: it is broken, a step is no number of one, or there are no recorded steps.
     """
     path = Path(run)
     path = path / "metrics.jsonl" if path.is_dir() else path
@@ -74,7 +74,14 @@ def read_trace(run: str | Path) -> Trace:
     for quantity in QUANTITIES:
         for key in (key for key in keys if key.startswith(f"{quantity}/")):
             values.setdefault(quantity, {})[key.partition("/")[2]] = tuple(_number(record, key) for record in records)
-    return Trace(tuple(int(r["step"] or 0) for r in records), tuple(_number(r, "loss") for r in records), values)
+    return Trace(tuple(_step(r, path) for r in records), tuple(_number(r, "loss") for r in records), values)
+
+
+def _step(record: Mapping[str, float | int | None], path: Path) -> int:
+    step = record["step"] or 0
+    if not math.isfinite(step):
+        raise ValueError(f"run must have a finite number for each step; {path} has {step}")
+    return int(step)
 
 
 def _number(record: Mapping[str, float | int | None], key: str) -> float:

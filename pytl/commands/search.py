@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from pytl.commands import subject
 from pytl.data import Task, image_folder
+from pytl.files import read_json
 from pytl.plan import Rules
 from pytl.study.subject import Subject, folder_name
 from pytl.training.methods import OPTIMIZERS
@@ -133,6 +133,6 @@ def _advice(folder: Path | None, task: str) -> Rules | None:
     if path is None:
         raise FileNotFoundError(f"advice must be a folder with {folder_name(task)}/advice.json; got {folder}")
     try:
-        return Rules(**json.loads(path.read_text())["recommendation"]["rules"])
+        return Rules(**read_json(path, "advice")["recommendation"]["rules"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no advice: {error!r}") from error

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from pytl.extras import require
-from pytl.files import replacing, writable_folder
+from pytl.files import check_tensors, mapped_tensors, mapping, parse_json, writable_folder, write_tensors
 
-_ABOUT = {"pytl": "source features", "format version": "1"}
+_KIND = "source features"
+_VERSION = {"format version": "1"}
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 _FEATURES = "features."
 _ABANDONED = 3600.0  # seconds; a shard is written within one of them, so whoever wrote this one was killed
 
@@ -48,6 +50,14 @@ class Shard:
                 for layer, tensor in like.items()
             }
         return cls(ids, digests, features, given, 0)
+
+    def form(self) -> list[str]:
+        """Each layer, with the network's dtype and, where features are kept in another, that."""
+        kept = {layer: tensor.dtype for layer, tensor in self.features.items()}
+        return [
+            f"{layer} {dtype}" + (f" kept as {kept[layer]}" if kept[layer] != dtype else "")
+            for layer, dtype in self.given.items()
+        ]
 
     @property
     def row_bytes(self) -> int:
@@ -81,9 +91,9 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, str]) -> None:
-        self._library, self._torch = (require(name, "features") for name in ("safetensors", "safetensors.torch"))
+        require("safetensors", "features")
         self.path = writable_folder(path, "folder")
-        self.about = _ABOUT | dict(about)
+        self.about = _VERSION | dict(about)
         self._writer, self._written = secrets.token_hex(4), 0
         for left in self.path.glob(".shard-*.partial"):
             with suppress(FileNotFoundError):  # another process removes it as well
@@ -91,13 +101,14 @@ class Folder:
                     left.unlink()
 
     def shards(self) -> list[Shard]:
-        """All that are there.
+        """All that are there. Costs a read of each, see `pytl.digest.checksum`.
 
         Raises:
-            ValueError: one is truncated, no shard, or of another source network, dtype or layers than the others.
+            ValueError: one is truncated, other bits than were written, no shard, or of another source network, dtype
+                or layers than the others.
         """
         found = [self._read(path) for path in sorted(self.path.glob("shard-*.safetensors"))]
-        given = sorted({", ".join(f"{layer} {dtype}" for layer, dtype in shard.given.items()) for shard in found})
+        given = sorted({", ".join(shard.form()) for shard in found})
         if len(given) > 1:
             raise ValueError(f"folder {self.path} must hold the same layers in all shards; got {' and '.join(given)}")
         return found
@@ -113,34 +124,50 @@ class Folder:
         tensors |= {_FEATURES + layer: tensor for layer, tensor in shard.features.items()}
         given = json.dumps({layer: _name(dtype) for layer, dtype in shard.given.items()})
         used = {name: tensor[: shard.count] for name, tensor in tensors.items()}
-        whole = self._torch.save(used, {**self.about, "given": given})
-        with replacing(path) as file:
-            file.write(whole)
+        write_tensors(path, _KIND, used, {**self.about, "given": given})
         self._written += 1
-        return self._read(path)
+        return _shard(*mapped_tensors(path))  # whose checksum was of these very tensors
 
     def _read(self, path: Path) -> Shard:
         try:
-            with self._library.safe_open(path, framework="pt", device="cpu") as file:
-                about = file.metadata() or {}
-                self._refuse_other(path, about)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except self._library.SafetensorError as error:
-            raise ValueError(f"{path} must be a whole shard: {error}; delete it to compute its samples anew") from error
-        given = {layer: getattr(torch, name) for layer, name in json.loads(about["given"]).items()}
-        features = {layer: tensors[_FEATURES + layer] for layer in given}
-        return Shard(tensors["ids"], tensors["digests"], features, given, len(tensors["ids"]))
+            tensors, about = mapped_tensors(path)
+            self._refuse_other(path, about)
+            check_tensors(path, tensors, about)
+            return _shard(tensors, about)
+        except _OtherShard:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            text = f"{path} must be a whole shard: {error!r}; delete it to compute its samples anew"
+            raise ValueError(text) from error
 
     def _refuse_other(self, path: Path, about: Mapping[str, str]) -> None:
-        if about.get("pytl") != _ABOUT["pytl"]:
+        if about.get("pytl") != _KIND:
             found = about.get("pytl", "tensors of something else")
-            raise ValueError(f"{path} must be a shard of {_ABOUT['pytl']}; found {found}: delete or move it")
+            raise _OtherShard(f"{path} must be a shard of {_KIND}; found {found}: delete or move it")
         differences = [
             f"{key}: kept {about.get(key)}, now {now}" for key, now in self.about.items() if about.get(key) != now
         ]
         if differences:
-            first = f"folder {self.path} holds features of another source and is left as it is:"
-            raise ValueError("\n  ".join([first, *differences]))
+            first = f"folder {self.path}: {path.name} holds features of another source and is left as it is:"
+            raise _OtherShard("\n  ".join([first, *differences]))
+
+
+class _OtherShard(ValueError):
+    """A whole shard, but not of this folder's source."""
+
+
+def _shard(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Shard:
+    """Raises KeyError, TypeError, ValueError: something is missing, or does not fit the rest."""
+    given = {layer: _DTYPES[name] for layer, name in mapping(parse_json(about["given"])).items()}
+    ids, digests = tensors["ids"], tensors["digests"]
+    features = {layer: tensors[_FEATURES + layer] for layer in given}
+    forms = {name: (tensor.dtype, tensor.shape) for name, tensor in (("ids", ids), ("digests", digests))}
+    if {*forms.values()} != {(torch.int64, (ids.numel(),))}:
+        raise ValueError(f"ids and digests must be torch.int64 [rows]; got {forms}")
+    short = [layer for layer, tensor in features.items() if tensor.shape[:1] != ids.shape]
+    if short:
+        raise ValueError(f"features must have {len(ids)} rows; got others for {', '.join(short)}")
+    return Shard(ids, digests, features, given, len(ids))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -117,6 +117,7 @@ def run(study: Study, watch: Watch = lambda label, epochs: None) -> list[Outcome
 
     Raises:
         ResumeError: `out` holds another study; nothing was changed.
+        ValueError: its study.json is broken.
         FileExistsError: `out` holds this study, and `study.resume` is False.
         ValueError, FileNotFoundError: the data or the model cannot be used.
     """
@@ -155,7 +156,7 @@ def _claim(study: Study) -> None:
     elif not study.resume:
         raise FileExistsError(f"{study.out} holds a study: go on with it by --resume, or choose another --out")
     else:
-        checkpoint.refuse_other_run(json.loads(path.read_text()), plan, study.out)
+        checkpoint.refuse_other_run(files.read_json(path, "out: its study.json"), plan, study.out)
 
 
 def _train(study: Study, job: _Job, plan: TransferPlan | None, on_epoch: Callable[[Record], None]) -> Outcome:

@@ -1,7 +1,6 @@
 """Where a comparison's networks come from: pre-trained here on digits, made by a function, or read from a folder."""
 
 import importlib
-import json
 import math
 import os
 import sys
@@ -132,10 +131,34 @@ def _hugging_face(folder: str) -> Callable[[int], nn.Module]:
 
 
 def preparation(name: str, image_size: int) -> Preparation:
-    """How the network `name` wants its images: a Hugging Face folder says so itself, the others expect ImageNet's."""
+    """How the network `name` wants its images: a Hugging Face folder says so itself, the others expect ImageNet's.
+
+    Raises:
+        ValueError: the folder's preprocessor_config.json is broken, or says something else than three numbers.
+    """
     config = Path(name) / "preprocessor_config.json"
     if not config.is_file():
         return Preparation(image_size)
-    found: dict[str, Any] = json.loads(config.read_text())
-    usual = Preparation(image_size)
-    return Preparation(image_size, tuple(found.get("image_mean", usual.mean)), tuple(found.get("image_std", usual.std)))
+    found, usual = files.read_json(config, "model"), Preparation(image_size)
+    try:
+        mean, std = _colours(found.get("image_mean"), usual.mean), _colours(found.get("image_std"), usual.std)
+        if min(std) <= 0:
+            raise ValueError(f"expected image_std > 0; got {[*std]}")
+    except ValueError as error:
+        raise ValueError(
+            f"model must say three finite numbers for image_mean and image_std; {config}: {error}"
+        ) from error
+    return Preparation(image_size, mean, std)
+
+
+def _colours(found: Any, usual: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Red, green and blue; the usual ones where there is nothing, or null."""
+    if found is None:
+        return usual
+    if not isinstance(found, list) or len(found) != len(usual):
+        kind = f"{len(found)}" if isinstance(found, list) else f"a {type(found).__name__}"
+        raise ValueError(f"expected three; got {kind}")
+    red, green, blue = map(files.number, found)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError(f"expected finite numbers; got {found}")
+    return red, green, blue

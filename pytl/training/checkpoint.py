@@ -6,7 +6,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from pytl.files import replacing
+from pytl.files import NotSynced, replacing
+from pytl.weight_files import check_records
 
 _LINES = 12  # of differences shown; two architectures differ in hundreds
 
@@ -19,12 +20,15 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
     """Writes `state` to `path`, or leaves what was there.
 
     Raises:
+        NotSynced: the new checkpoint is in place; a crash of the machine may bring the previous one back.
         OSError: the disk is full or not writable; a checkpoint that was there before is still whole.
     """
     path = Path(path)
     try:
         with replacing(path) as file:
             _write(dict(state), file)
+    except NotSynced:
+        raise
     except OSError as error:
         kept = "the previous one is whole" if path.exists() else "there was none before"
         raise OSError(error.errno, f"checkpoint not written, {kept}: {error.strerror}", str(path)) from error
@@ -40,12 +44,13 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint's tensors and plain values; nothing in the file is executed.
+    """Reads a checkpoint's tensors and plain values, and compares its checksums; nothing in the file is executed.
 
     Raises:
-        ResumeError: the file is truncated or is not a checkpoint.
+        ResumeError: the file is truncated, other bits than were saved, or is not a checkpoint.
     """
     try:
+        check_records(Path(path))
         return dict(torch.load(path, map_location=device, weights_only=True))
     except FileNotFoundError:
         raise

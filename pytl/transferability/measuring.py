@@ -20,7 +20,7 @@ from pytl.data import batches, image_folder
 from pytl.digest import digest
 from pytl.features import head_input
 from pytl.features.extraction import extract
-from pytl.files import json_ready, replacing
+from pytl.files import json_ready, read_json, replacing
 from pytl.study import networks
 from pytl.transferability.runs import Run
 
@@ -93,8 +93,7 @@ class Kept:
 
 def _read(path: Path) -> Measured:
     try:
-        found = json.loads(path.read_text())
-        return found if isinstance(found, dict) else {}
+        return read_json(path, "results")
     except (OSError, ValueError):
         return {}
 

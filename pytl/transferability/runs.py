@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from pytl import metrics
 from pytl.analysis.stages import stage_files
 from pytl.data import Task
 from pytl.depth import HEAD, placed
+from pytl.files import read_json
 from pytl.metrics import Record
 from pytl.study.comparison import Study
 from pytl.study.subject import folder_name
@@ -190,11 +190,23 @@ def _study_around(path: Path, device: str | None) -> Study | None:
         file = folder / "study.json"
         if file.exists():
             known = {one.name for one in fields(Study)}
-            found: dict[str, Any] = {k: v for k, v in json.loads(file.read_text()).items() if k in known}
-            plan = found.pop("plan", None)
-            methods = tuple(m for m in found.pop("methods") if plan or not m.startswith("plan")) or ("plain",)
+            found = {k: v for k, v in read_json(file, "run").items() if k in known}
+            plan, named = found.pop("plan", None), found.pop("methods")
+            _refuse_other_types(found, plan, named)
+            methods = tuple(m for m in named if plan or not m.startswith("plan")) or ("plain",)
             return Study(**found, methods=methods, out=folder, plan=None if plan is None else Path(plan), device=device)
     return None
+
+
+def _refuse_other_types(found: dict[str, Any], plan: Any, methods: Any) -> None:
+    """What JSON says of a study need not have the types of its attributes."""
+    if not (isinstance(plan, str | None) and isinstance(methods, list) and all(isinstance(m, str) for m in methods)):
+        raise ValueError("plan must be text or null, and methods a list of texts")
+    hints = get_type_hints(Study)
+    for name, value in found.items():
+        allowed = {*get_args(hints[name])} or {hints[name]}
+        if type(value) not in (allowed | {int} if float in allowed else allowed):
+            raise ValueError(f"{name} must be {hints[name]}; got a {type(value).__name__}")
 
 
 def _refuse_doubles(runs: Iterable[Run]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,25 @@ _STARTUP = 10  # trials drawn at random, before the sampler has something to go 
 
 class StorageError(OSError):
     """The storage file is in use, damaged, or of another search; it is left as it is."""
+
+
+@contextmanager
+def _reading(storage: Any) -> Iterator[None]:
+    """Raises StorageError with the storage's name for whatever is met in reading it.
+
+    Of a damaged value SQLAlchemy and Optuna raise anything: LookupError, ValueError, TypeError, errors of their own.
+    """
+    try:
+        yield
+    except (StorageError, ImportError):
+        raise
+    except Exception as error:
+        raise StorageError(f"{_named(storage)} cannot be read, and is left as it is: {error!r}") from error
+
+
+def _named(storage: Any) -> str:
+    """Without the user and the password of a database's URL."""
+    return re.sub(r"//[^/@]*@", "//", storage) if isinstance(storage, str) else type(storage).__name__
 
 
 @contextmanager
@@ -57,7 +77,7 @@ def check_sound(path: Path) -> None:
             problems = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # what is damaged may be named in bytes that are no text
         raise StorageError(f"{path} is damaged or no SQLite file, and is left as it is: {error}") from error
     if problems != ["ok"]:
         raise StorageError(f"{path} is damaged and is left as it is: {problems[0]}")
@@ -73,14 +93,18 @@ class Trials:
         seed: of the sampler.
         exclusive: nobody else is at work: trials that are running were killed, and will be run again.
         parallel: others are at work meanwhile.
+
+    Raises:
+        StorageError: it holds another search, or cannot be read; so do all that read it.
     """
 
     def __init__(self, storage: Any, name: str, digest: str, *, seed: int, exclusive: bool, parallel: bool) -> None:
         self._optuna = require("optuna", "search")
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
-        self._name, self._exclusive = f"pytl {name}", exclusive
-        self._study = self._open(storage, seed, parallel)
-        self._refuse_other(digest, storage)
+        self._name, self._exclusive, self._storage = f"pytl {name}", exclusive, storage
+        with _reading(storage):
+            self._study = self._open(storage, seed, parallel)
+            self._refuse_other(digest)
 
     def _open(self, storage: Any, seed: int, parallel: bool) -> Any:
         optuna = self._optuna
@@ -103,15 +127,19 @@ class Trials:
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
         return optuna.load_study(study_name=self._name, storage=kept, sampler=sampler, pruner=pruner)
 
-    def _refuse_other(self, digest: str, storage: Any) -> None:
+    def _refuse_other(self, digest: str) -> None:
         kept = self._study.user_attrs.get(_DIGEST)
         if kept is None:
             self._study.set_user_attr(_DIGEST, digest)
         elif kept != digest:
-            raise StorageError(f"{storage} holds the trials of another search, and is left as it is")
+            raise StorageError(f"{_named(self._storage)} holds the trials of another search, and is left as it is")
 
     def begin(self, first: Sequence[Mapping[str, Value]]) -> None:
         """Queues what is tried first, and again what a kill interrupted; where others are at work, what is stale."""
+        with _reading(self._storage):
+            self._begin(first)
+
+    def _begin(self, first: Sequence[Mapping[str, Value]]) -> None:
         states, study = self._optuna.trial.TrialState, self._study
         if self._exclusive:
             for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
@@ -135,11 +163,13 @@ class Trials:
     def begun(self) -> int:
         """Finished ones, and those that somebody is at work on."""
         states = self._optuna.trial.TrialState
-        return len(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED, states.RUNNING)))
+        with _reading(self._storage):
+            return len(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED, states.RUNNING)))
 
     def _done(self) -> list[Any]:
         states = self._optuna.trial.TrialState
-        return list(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
+        with _reading(self._storage):
+            return list(self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
 
     def run(self, space: Space, judge: Callable[[Trial], None]) -> None:
         """One more trial: ``judge`` is given its values, and says what came of them."""
@@ -158,18 +188,8 @@ class Trials:
 
     def done(self) -> list[dict[str, Any]]:
         """Plain values of each finished trial, in their order."""
-        return [
-            {
-                "number": trial.number,
-                "values": dict(trial.params),
-                "value": trial.value,
-                "state": trial.state.name.lower(),
-                "accuracies": trial.user_attrs.get(_SPLIT, []),
-                "candidate": trial.user_attrs.get(_CANDIDATE, ""),
-                "seconds": trial.duration.total_seconds() if trial.duration else None,
-            }
-            for trial in self._done()
-        ]
+        with _reading(self._storage):
+            return [_plain(trial) for trial in self._done()]
 
     def importances(self) -> dict[str, float]:
         """The share of the values' variance that each dimension explains (fANOVA); empty where too few are known.
@@ -187,6 +207,18 @@ class Trials:
         except (ValueError, RuntimeError):  # one trial alone, or all of one value
             return {}
         return {name: float(value) for name, value in found.items()}
+
+
+def _plain(trial: Any) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "values": dict(trial.params),
+        "value": trial.value,
+        "state": trial.state.name.lower(),
+        "accuracies": trial.user_attrs.get(_SPLIT, []),
+        "candidate": trial.user_attrs.get(_CANDIDATE, ""),
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
+    }
 
 
 def _wanted(trial: Any) -> dict[str, Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +44,7 @@ class Ledger:
         about: what the run depends on, in words; a file that says otherwise is another run's.
 
     Raises:
-        ValueError: the file is no whole file of sums, or another run's; it is left as it is.
+        ValueError: the file is no whole file of these sums, or another run's; it is left as it is.
         OSError: the folder cannot be written to.
     """
 
@@ -80,11 +80,24 @@ class Ledger:
             self.path.unlink(missing_ok=True)
 
 
-def _resumed(path: Path, about: Mapping[str, str], counts: Iterable[str]) -> Sums:
+def _resumed(path: Path, about: Mapping[str, str], counts: Mapping[str, int]) -> Sums:
     tensors, saved = read_tensors(path, _KIND)
     differences = [
         f"{name}: saved {saved.get(name)}, now {now}" for name, now in about.items() if saved.get(name) != now
     ]
     if differences:
         raise ValueError("\n  ".join([f"resume: {path} is another run's and is left as it is:", *differences]))
-    return Sums(int(saved["done"]), int(saved["samples"]), {name: tensors[_ROW + name] for name in counts})
+    rows = {name: tensors.get(_ROW + name) for name in counts}
+    for name, row in rows.items():
+        if row is None or row.shape != (counts[name],) or row.dtype != torch.float64:
+            found = "nothing" if row is None else f"{row.dtype} {[*row.shape]}"
+            raise ValueError(f"resume: {path} must hold torch.float64 [{counts[name]}] for {name!r}; found {found}")
+    whole = {name: row for name, row in rows.items() if row is not None}
+    return Sums(_count(path, saved, "done"), _count(path, saved, "samples"), whole)
+
+
+def _count(path: Path, saved: Mapping[str, str], name: str) -> int:
+    text = saved.get(name, "nothing")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) > 0):
+        raise ValueError(f"resume: {path} must hold an int64 >= 1 for {name}; found {text[:40]!r}")
+    return int(text)

@@ -18,7 +18,7 @@ from pytl.architecture import named_layers, nearest
 from pytl.batch import Batch, evaluating
 from pytl.digest import digest
 from pytl.extras import require
-from pytl.files import read_tensors, write_tensors
+from pytl.files import parse_json, read_tensors, write_tensors
 from pytl.progress import bar
 from pytl.regularizers.channels import figure
 from pytl.regularizers.channels.ledger import Ledger
@@ -27,6 +27,7 @@ from pytl.regularizers.channels.scores import NOTHING, channel_scores, exact, fi
 
 METHODS = {"exact": exact, "first-order": first_order}
 _KIND = "channel weights"
+_ROUNDING = 1e-3  # of a sum of float32 weights; a thousand times that of 10^4 of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +61,16 @@ class ChannelWeights:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is truncated, or holds something else.
+            ValueError: it is truncated, other bits than were written, or holds something else.
         """
         tensors, about = read_tensors(path, _KIND)
         try:
-            layers = json.loads(about["layers"])
+            layers = parse_json(about["layers"])
             weights, scores = (
                 {layer: tensors[f"{kind}.{layer}"] for layer in layers} for kind in ("weights", "scores")
             )
+            for layer in layers:
+                _check_rows(layer, weights[layer], scores[layer])
             return cls(weights, scores, about["method"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must hold weights, scores and method of each layer: {error!r}") from error
@@ -88,6 +91,16 @@ class ChannelWeights:
         if own != others:
             raise ValueError(f"other must have the same layers and numbers of channels, {own}; got {others}")
         return {layer: _spearman(row, other.scores[layer]) for layer, row in self.scores.items()}
+
+
+def _check_rows(layer: str, weights: Tensor, scores: Tensor) -> None:
+    for row, dtype in ((weights, torch.float32), (scores, torch.float64)):
+        if row.dtype != dtype or row.shape != (len(row),) or not row.isfinite().all():
+            raise ValueError(f"layer {layer!r} must have finite {dtype} [C]; got {row.dtype} {[*row.shape]}")
+    total = float(weights.double().sum())
+    if len(weights) != len(scores) or not (weights >= 0).all() or abs(total - 1) > _ROUNDING:
+        sizes = f"{len(weights)} with sum {total:.6g}, and {len(scores)}"
+        raise ValueError(f"layer {layer!r} must have weights >= 0 with sum 1, and as many scores; got {sizes}")
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
+
+from pytl.files import mapping, number
 
 _EMPTY = 0.1  # of the whole's norm: 1% of its energy
 _CANCELLING = 2.0  # the parts' energy over the whole's; of independent parts it is 1
 _WRONG_SUM = 0.5  # of the whole's energy that is in neither part
+_COUNTS = ("samples", "held_out", "steps")
 _SAME = 0.05  # difference of two accuracies
 
 
@@ -42,6 +46,21 @@ class Guards:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Guards:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        for point in chain(*mapping(saved.get("curves", {})).values()):
+            number(point)
+        for name in saved.keys() - {"curves"}:
+            value = saved[name]
+            if number(value) < 0 or (name in _COUNTS and not isinstance(value, int)):
+                raise ValueError(f"{name} must be {'an integer' if name in _COUNTS else 'a number'} >= 0; got {value}")
+        return cls(**saved)
 
     def warnings(self) -> Iterator[str]:
         """Why the split is trivial, where it is."""

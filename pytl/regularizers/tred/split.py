@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pytl.files import read_tensors, write_tensors
+from pytl.files import mapping, parse_json, read_tensors, write_tensors
 from pytl.regularizers.tred import figure
 from pytl.regularizers.tred.disentangler import Disentangler
 from pytl.regularizers.tred.guards import Guards
@@ -82,11 +82,12 @@ class FeatureSplit:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is truncated, or holds something else.
+            ValueError: it is truncated, other bits than were written, or holds something else.
         """
         tensors, about = read_tensors(path, _KIND)
         try:
-            guards = {layer: Guards(**found) for layer, found in json.loads(about["guards"]).items()}
+            saved = mapping(parse_json(about["guards"]))
+            guards = {layer: Guards.from_dict(mapping(found)) for layer, found in saved.items()}
             disentanglers = {layer: _disentangler(tensors, f"{index}.") for index, layer in enumerate(guards)}
             return cls(disentanglers, guards, about["criterion"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -100,6 +101,9 @@ def _row(cells: Sequence[str]) -> str:
 
 def _disentangler(tensors: dict[str, Tensor], prefix: str) -> Disentangler:
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    others = [f"{name} {tensor.dtype}" for name, tensor in state.items() if not tensor.is_floating_point()]
+    if others:
+        raise ValueError(f"its tensors must be floating point; got {', '.join(others)}")
     width, channels = state["code.0.weight"].shape
     made = Disentangler(channels, width)
     made.load_state_dict(state)
