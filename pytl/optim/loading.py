@@ -111,7 +111,9 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], start_de
         for name, value in saved["state"].get(index, {}).items():
             if isinstance(value, Tensor) and name != "step":
                 device = start_device if name == "start" and start_device else p.device
-                optimizer.state[p][name] = value.to(device, copy=True)
+                taken = value.to(device, copy=True)
+                away = device.type == "cpu" and p.is_cuda
+                optimizer.state[p][name] = taken.pin_memory() if away else taken
 
 
 def same_direction(saved: str | Direction, current: str | Direction) -> str | Direction:

@@ -101,7 +101,7 @@ class RankSums:
         for i, weight in enumerate(weights):
             for group in _groups(weight):
                 rows.setdefault(group, []).append(i)
-        self._parts = [(group, torch.tensor(index)) for group, index in rows.items()]
+        self._parts = [(g, torch.tensor(index, device=here(weights[0]).device)) for g, index in rows.items()]
         self._count = len(weights)
 
     def __bool__(self) -> bool:
