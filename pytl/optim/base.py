@@ -114,7 +114,10 @@ class Optimizer(torch.optim.Optimizer):
             count = len(group["params"])
             names = group.get("param_names") or [f"parameter {len(members) + i}" for i in range(count)]
             if len(names) != count:
-                raise ValueError(f"param_names must name each parameter of group {k}; got {len(names)} for {count}")
+                raise ValueError(
+                    f"param_names must name each parameter of group {k}; got {len(names)} for {count} (an engine that "
+                    "flattens groups, as DeepSpeed's ZeRO does, needs parameters without names)"
+                )
             members += [(k, name, p) for name, p in zip(names, group["params"], strict=True)]
         return members
 
