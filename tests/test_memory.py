@@ -76,7 +76,7 @@ def test_a_step_takes_no_memory_beside_the_state(dtype: torch.dtype, kept_in: st
 
 
 def test_a_start_on_disk_adds_nothing_to_resident_memory(tmp_path: Path) -> None:
-    """64 MB here; `benchmarks/README.md` has 2 GB."""
+    """64 MB here; `benchmarks/memory.py` has 2 GB."""
     count = 1 << 24
     save_file({"w": torch.full((count,), 0.5)}, tmp_path / "start.safetensors")
     p = Parameter(torch.ones(count))
