@@ -306,6 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
     began, wanted = time.monotonic(), runs(options)
     text = texts(SIZES[options.size][0])
+    shortest = min(len(part) for part in text[:4])
+    if options.length >= shortest:
+        raise SystemExit(f"--length must be < {shortest}, the tokens of the shortest text; got {options.length}")
     model = network(options)
     size = sum(weight.numel() for weight in model.parameters())
     print(f"{options.size}: {size:,} parameters, {options.dtype}, {options.device}")
@@ -328,6 +331,17 @@ def parameters(vocabulary: int, width: int, layers: int, _: int, inner: int) -> 
     return 2 * vocabulary * width + layers * (4 * width**2 + 3 * width * inner + 2 * width) + width
 
 
+def over(bound: int, kind: type = int) -> Callable[[str], float]:
+    """What argparse reads a number with that must be larger."""
+
+    def number(text: str) -> float:
+        if not kind(text) > bound:
+            raise argparse.ArgumentTypeError(f"must be > {bound}; got {text}")
+        return kind(text)
+
+    return number
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     sizes = "\n".join(f"  {name:5} {parameters(*shape):14,} parameters" for name, shape in SIZES.items())
     raw = argparse.RawDescriptionHelpFormatter
@@ -338,15 +352,21 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--size", choices=SIZES, default="10m", help="of the network, see below (default: %(default)s)")
-    add("--steps", type=int, default=40, help="on the target (default: %(default)s)")
-    add("--pretrain-steps", type=int, default=800, help="on the source (default: %(default)s)")
-    add("--batch", type=int, default=4, help="windows in a step (default: %(default)s)")
-    add("--length", type=int, default=128, help="tokens in a window (default: %(default)s)")
+    add("--steps", type=over(0), default=40, help="on the target (default: %(default)s)")
+    add("--pretrain-steps", type=over(0), default=800, help="on the source (default: %(default)s)")
+    add("--batch", type=over(0), default=4, help="windows in a step (default: %(default)s)")
+    add("--length", type=over(1), default=128, help="tokens in a window (default: %(default)s)")
     rates = "AdamW has each, pulled methods the first (default: %(default)s)"
-    add("--lr", type=float, nargs="+", default=[1e-3, 5e-4, 2.5e-4], help=rates)
+    add("--lr", type=over(0, float), nargs="+", default=[1e-3, 5e-4, 2.5e-4], help=rates)
     add("--methods", nargs="+", choices=TITLES, default=list(TITLES), help="(default: all)")
-    add("--strengths", type=float, nargs="+", default=[10, 30, 100], help="of L2-SP: sp_decay (default: %(default)s)")
-    add("--seeds", type=int, default=2, help="orders of the target's text (default: %(default)s)")
+    add(
+        "--strengths",
+        type=over(0, float),
+        nargs="+",
+        default=[10, 30, 100],
+        help="of L2-SP: sp_decay (default: %(default)s)",
+    )
+    add("--seeds", type=over(0), default=2, help="orders of the target's text (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default here: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
     kept = "what AdamW's moments are kept in (default: %(default)s)"
