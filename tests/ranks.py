@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import torch
@@ -971,12 +971,21 @@ IMPORTED = ["safetensors.torch", "torch.distributed.checkpoint.state_dict", "tor
 
 def start_ranks(world: int, folder: Path) -> None:
     """Returns when all have left their outcomes in the folder, or one has died: then those so far are there."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
     mp.get_context("forkserver").set_forkserver_preload(IMPORTED)
     with contextlib.suppress(mp.ProcessExitedException):
-        mp.start_processes(rank_main, (world, port, str(folder)), nprocs=world, start_method="forkserver")
+        mp.start_processes(rank_main, (world, free_port(), str(folder)), nprocs=world, start_method="forkserver")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def leave() -> NoReturn:
+    """Ends a rank's process; at the interpreter's own end a thread of the process group may be left, and abort."""
+    distributed.barrier()
+    os._exit(0)
 
 
 def rank_main(rank: int, world: int, port: int, folder: str) -> None:
@@ -989,7 +998,7 @@ def rank_main(rank: int, world: int, port: int, folder: str) -> None:
     todo |= JOBS if world == 2 else {"two_dimensions": two_dimensions}
     for name, one in todo.items():
         torch.save(outcome(one, Path(folder)), file_of(Path(folder), name, world, rank))
-    distributed.destroy_process_group()
+    leave()
 
 
 def file_of(folder: Path, name: str, world: int, rank: int) -> Path:

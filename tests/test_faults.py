@@ -13,7 +13,6 @@ import pickle
 import random
 import resource
 import signal
-import socket
 import time
 import traceback
 import zipfile
@@ -28,6 +27,7 @@ import pytest
 import torch
 from kept_files import KEPT, REFUSALS, Kept, plain, refusal, same
 from oracle import DIRECTIONS, GRANULARITIES, PATHS, assert_same, copy_of, draw, give, parameters
+from ranks import free_port
 from torch import Tensor, distributed, nn
 from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
@@ -585,12 +585,6 @@ def test_code_in_a_folder_of_weights_is_never_executed(tmp_path: Path, name: str
 
 
 # A rank that is lost.
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def lose_a_rank(rank: int, port: int, folder: str, apart: bool) -> None:

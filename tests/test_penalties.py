@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import DIRECTIONS, Oracle, array, relative_error
+from ranks import free_port, leave
 from test_regularizers import Network, gradients, moved, network
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
@@ -232,12 +232,6 @@ def test_an_overflow_of_the_penalty_skips_the_step_and_shrinks_the_scale(directi
 # Ranks:
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def train(run: nn.Module, model: nn.Module, start: nn.Module, name: str, direction: str, ranks: slice) -> None:
     opt = pytl.SGD(model.parameters(), lr=0.05, momentum=0.9, direction=direction)
     with METHODS[name](run, source=start) as reg:
@@ -262,7 +256,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
         train(DistributedDataParallel(model), model, start, name, direction, slice(2 * rank, 2 * rank + 2))
         torch.save(model.state_dict(), Path(folder, f"{name}-{direction}-{rank}.pt"))
     torch.save(trained_sharded(rank), Path(folder, f"sharded-{rank}.pt"))
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

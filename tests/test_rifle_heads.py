@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_penalties import free_port
+from ranks import free_port, leave
 from test_rifle import network, rates, trained
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
@@ -214,7 +214,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.save([ranked(rank, *case) for case in RANKED], Path(folder, f"{rank}.pt"))
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")
