@@ -152,10 +152,6 @@ class TensorList {
     if (p.group < 0) refuse(index, "group must be >= 0; got " + std::to_string(p.group));
     if (p.length && !(p.weight && p.gradient)) refuse(index, "weight and gradient must have an address");
     const int64_t size = element_size(p.dtype);
-    const int64_t state_size = p.moments == MomentFormat::eight_bits ? 1
-                               : p.moments == MomentFormat::bfloat16 ? 2
-                               : p.dtype == DType::float64           ? 8
-                                                                     : 4;
     if (p.dtype == DType::float64 && p.moments != MomentFormat::full)
       refuse(index, "moments of float64 weights must be float64");
     const auto aligned = [&](const char* name, const void* address, int64_t to) {
@@ -167,7 +163,7 @@ class TensorList {
     aligned("gradient", p.gradient, size);
     aligned("penalty", p.penalty, size);
     aligned("start", p.start, element_size(p.start_dtype));
-    for (const char* state : p.state) aligned("state", state, state_size);
+    for (const char* state : p.state) aligned("state", state, moment_size(p.moments, p.dtype));
     for (const float* scale : p.scale) aligned("scale", scale, 4);
     aligned("step", p.step, 4);
   }

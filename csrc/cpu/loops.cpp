@@ -85,13 +85,12 @@ void load_moments(const Moments& m, int64_t n, Real* to) {
   load_codes<SignedCode>(codes, m.scales, n, to);
 }
 
-// The largest magnitude, and NaN where there is one: magnitudes are in the order of their bits.
 template <class Code, class Real>
 float largest(const Real* __restrict from, int64_t n) {
   uint32_t largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < n; i++) {
-    const uint32_t magnitude = bit_cast<uint32_t>(Code::kept(static_cast<float>(from[i]))) & 0x7fffffffu;
+    const uint32_t magnitude = magnitude_bits(Code::kept(static_cast<float>(from[i])));
     largest = magnitude > largest ? magnitude : largest;
   }
   return bit_cast<float>(largest);

@@ -38,7 +38,8 @@ class Staged {
       loops<Real>().narrow(p_.dtype, weight_, length_, at(p_.weight, p_.dtype));
     for (int k = 0; k < 3; k++)
       if (tile_.state[k] == state_[k])
-        loops<Real>().store_moments(moments(k), state_[k], length_, offset_, moment_seed(*p_.step + 1.0, k));
+        loops<Real>().store_moments(moments(k), state_[k], length_, offset_,
+                                    moment_seed(static_cast<uint32_t>(*p_.step + 1.0), k));
   }
 
  private:
@@ -55,9 +56,8 @@ class Staged {
 
   // The first state is a mean, or momentum; those behind it are of squares.
   Moments moments(int k) const {
-    const int64_t size = p_.moments == MomentFormat::bfloat16 ? 2 : 1;
     float* scales = p_.scale[k] ? p_.scale[k] + offset_ / kMomentBlock : nullptr;
-    return {p_.moments, k > 0, p_.state[k] + offset_ * size, scales};
+    return {p_.moments, k > 0, p_.state[k] + offset_ * moment_size(p_.moments, p_.dtype), scales};
   }
 
   const Real* widened(const char* operand, DType dtype, Real* buffer) const {

@@ -13,6 +13,12 @@ enum class MomentFormat : int32_t { full, bfloat16, eight_bits };
 // arXiv:2110.02861; the codes here are small floats in place of its table: our own).
 constexpr int64_t kMomentBlock = 256;
 
+// Bytes of one element of a state.
+PYTL_INLINE int64_t moment_size(MomentFormat format, DType dtype) {
+  if (format == MomentFormat::full) return dtype == DType::float64 ? 8 : 4;
+  return format == MomentFormat::bfloat16 ? 2 : 1;
+}
+
 // 32 random bits for an element in a step: the same wherever and by whomever they are asked for. (The mixing is
 // MurmurHash3's, which is in the public domain.)
 PYTL_INLINE uint32_t mixed(uint32_t x) {
@@ -20,9 +26,7 @@ PYTL_INLINE uint32_t mixed(uint32_t x) {
   x = (x ^ (x >> 13)) * 0xc2b2ae35u;
   return x ^ (x >> 16);
 }
-PYTL_INLINE uint32_t moment_seed(double step, int state) {
-  return mixed(3 * static_cast<uint32_t>(step) + static_cast<uint32_t>(state));
-}
+PYTL_INLINE uint32_t moment_seed(uint32_t step, int state) { return mixed(3 * step + static_cast<uint32_t>(state)); }
 PYTL_INLINE uint32_t random_bits(uint32_t seed, int64_t element) {
   return mixed(static_cast<uint32_t>(element) * 0x9e3779b1u + seed);
 }
@@ -72,6 +76,9 @@ struct RootCode {
     return static_cast<uint8_t>(code == 0 && x != 0 ? 1 : code);
   }
 };
+
+// Magnitudes in their order, with NaN above all: a block's scale is the largest of what is kept.
+PYTL_INLINE uint32_t magnitude_bits(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
 
 // To bfloat16. What is not finite is cut, and stays what it is.
 PYTL_INLINE bfloat16 rounded_at_random(float x, uint32_t random) {
