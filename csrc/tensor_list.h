@@ -41,6 +41,7 @@ struct SGDGroup : Group {
   double momentum, dampening;
   bool nesterov;
 
+  static constexpr int most_states = 1;
   PYTL_INLINE int states() const { return momentum != 0; }
   PYTL_INLINE Momentum kind() const {
     return momentum == 0 ? Momentum::none : nesterov ? Momentum::nesterov : Momentum::heavy_ball;
@@ -57,6 +58,7 @@ struct AdamWGroup : Group {
   bool amsgrad;
   BiasCorrections corrections = {};
 
+  static constexpr int most_states = 3;
   PYTL_INLINE int states() const { return amsgrad ? 3 : 2; }
   PYTL_INLINE bool kind() const { return amsgrad; }
   // Powers and roots are dear beside a small tensor's step, and most parameters of a group are at the same step.

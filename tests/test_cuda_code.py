@@ -117,6 +117,19 @@ def test_hot_kernels_read_and_write_16_bytes_and_no_local_memory(compiled: Compi
         assert count["STG128"] >= 2 * steps, f"{kernel}: w and the states go in 16 bytes"
 
 
+def test_kernels_of_moments_in_fewer_bits_spill_nothing_and_have_no_local_memory(compiled: Compiled) -> None:
+    registers, spilled = usage(compiled[0])
+    narrow = {kernel: used for kernel, used in registers.items() if "10NarrowFormI" in kernel}
+    assert len(narrow) == 6, "3 forms, each with step, and look and step in one; looks are those of the full forms"
+    assert max(narrow.values()) <= 128
+    assert not spilled.keys() & narrow.keys()
+    of = accesses(compiled[1])
+    for kernel in narrow:
+        assert not of[kernel]["LDL"] + of[kernel]["STL"], f"{kernel} has local memory traffic"
+        assert of[kernel]["LDG128"] >= 4, f"{kernel}: g, w, w0 and moments in bfloat16 come in 16 bytes"
+        assert of[kernel]["STG128"] >= 2, f"{kernel}: w and moments in bfloat16 go in 16 bytes"
+
+
 def test_feature_kernels_read_and_write_16_bytes_and_no_local_memory(features: tuple[str, Compiled]) -> None:
     """With every kind of weights. Rows that are not of whole vectors (width 1) have kernels of their own."""
     name, (_, code) = features

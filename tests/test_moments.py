@@ -40,7 +40,7 @@ def stored(values: Tensor, kept_in: str, squares: bool, step: int = 1) -> Tensor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kept_in", FORMATS)
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "amsgrad"])
-def test_core_and_reference_keep_the_same_bits(kind: str, kept_in: str, dtype: torch.dtype) -> None:
+def test_all_paths_keep_the_same_bits(kind: str, kept_in: str, dtype: torch.dtype) -> None:
     """Halves of what bfloat16 holds are exact, so that nothing but the rounding of moments is compared."""
     kept = []
     for path in PATHS.values():

@@ -14,7 +14,7 @@ from pytl.ops import core
 
 ROOT = Path(__file__).parents[1]
 NATIVE, SANITIZED = ROOT / "build" / "native", ROOT / "build" / "sanitized"
-SEAM = ("gram", "steps", "directions", "contract", "bad_input", "schedule", "torch_suite", "feature_ops")
+SEAM = ("gram", "steps", "directions", "contract", "bad_input", "schedule", "torch_suite", "moments", "feature_ops")
 
 pytestmark = pytest.mark.skipif(bool(core.missing), reason="the compiled core is not built")
 

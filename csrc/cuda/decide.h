@@ -12,8 +12,8 @@ __device__ void decide_as(const Tables<Options>& t, int32_t i, const WeightsRow&
   const double step = *p.step + 1.0;
   Terms<Real> terms = t.template plain_terms<Real>(p);
   terms.take(weights);
-  put(t.template decision<Real>(i),
-      {terms, o.template formula<Real>(step, p.fresh), static_cast<int32_t>(o.kind()), o.states()});
+  put(t.template decision<Real>(i), {terms, o.template formula<Real>(step, p.fresh), static_cast<int32_t>(o.kind()),
+                                     o.states(), static_cast<uint32_t>(step)});
   *p.step = static_cast<float>(step);
   t.parameters[i].fresh = 0;
 }

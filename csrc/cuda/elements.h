@@ -1,5 +1,7 @@
 // A thread's elements of a parameter: as many as 16 bytes of the narrowest operand hold, or one.
 #pragma once
+#include "../formulas/moments.h"
+#include "sums.h"
 #include "vector.h"
 
 namespace pytl::cuda {
@@ -10,12 +12,14 @@ struct AnyForm {
   using Stored = Stored_;
   static constexpr int width = width_;
   static constexpr bool compensates = sizeof(Stored) == 2;
+  static constexpr bool narrow = false;
 };
 
 // The usual: w0 of one dtype, no penalty, up to two states. Two blocks share a processor, as 64 registers do for a
 // thread.
 template <class Stored, class Start_, int width>
 struct Form : AnyForm<Stored, width> {
+  using Look = Form;
   using Real = float;
   using Start = Start_;
   static constexpr bool full = false;
@@ -26,11 +30,19 @@ struct Form : AnyForm<Stored, width> {
 // Whatever there may be: w0 of any dtype, penalties, a third state.
 template <class Stored, int width>
 struct FullForm : AnyForm<Stored, width> {
+  using Look = FullForm;
   using Real = RealOf<Stored>;
   using Start = Real;  // once it is loaded
   static constexpr bool full = true;
   static constexpr int states = 3;
   static constexpr int blocks_a_processor = 1;
+};
+
+// The same with moments in fewer bits: what a warp takes at a time is a block of them. A look does not see them.
+template <class Stored>
+struct NarrowForm : FullForm<Stored, kMomentBlock / kWarp> {
+  using Look = FullForm<Stored, 16 / sizeof(Stored)>;
+  static constexpr bool narrow = true;
 };
 
 // `count` elements' operands but for the states, as they are stored.
@@ -84,6 +96,12 @@ struct Elements {
 
   // Conversions are cheaper than the registers that would keep their results.
   __device__ void compute_anew() { widen_anew(weight), widen_anew(gradient), widen_anew(start); }
+
+  __device__ void set(int j, const Elements<Form, 1>& one) {
+    weight.of[j] = one.weight.of[0], gradient.of[j] = one.gradient.of[0], start.of[j] = one.start.of[0];
+    if constexpr (Form::compensates) low.of[j] = one.low.of[0];
+    if constexpr (Form::full) penalty.of[j] = one.penalty.of[0];
+  }
 
   template <class Work>
   __device__ void store(const Work& work, int32_t i) const {

@@ -26,6 +26,12 @@ void with_form(FormId form, Launch launch) {
       return launch(FullForm<pytl::bfloat16, 8>());
     case FormId::full_float16:
       return launch(FullForm<pytl::float16, 8>());
+    case FormId::narrow_float32:
+      return launch(NarrowForm<float>());
+    case FormId::narrow_bfloat16:
+      return launch(NarrowForm<pytl::bfloat16>());
+    case FormId::narrow_float16:
+      return launch(NarrowForm<pytl::float16>());
   }
 }
 
@@ -41,7 +47,7 @@ void launch_on(Kernel kernel, const Tables<Options>& t, Range pieces, cudaStream
 
 template <class Options>
 void Launches<Options>::look(FormId id, const Tables<Options>& t, Range pieces, cudaStream_t stream) {
-  with_form(id, [&](auto form) { launch_on(&cuda::look<decltype(form), Options>, t, pieces, stream); });
+  with_form(id, [&](auto form) { launch_on(&cuda::look<typename decltype(form)::Look, Options>, t, pieces, stream); });
 }
 
 template <class Options>

@@ -2,7 +2,7 @@
 // comes last adds up the pieces' sums. Smaller ones are a single warp's.
 #pragma once
 #include "decide.h"
-#include "step.h"
+#include "narrow.h"
 
 namespace pytl::cuda {
 
@@ -12,6 +12,15 @@ __global__ void __launch_bounds__(kThreads, Form::blocks_a_processor)
     look(const __grid_constant__ Tables<Options> t, Range pieces) {
   if (t.is_overflow()) return;
   for (int32_t k = pieces.begin + blockIdx.x; k < pieces.end; k += gridDim.x) look_at_piece<Form>(t, k);
+}
+
+// looking: in passing, which narrow forms do not.
+template <bool looking, class Form, class Options>
+__device__ void step_on_run(const Work<Form, Options>& work) {
+  if constexpr (Form::narrow)
+    step_on_blocks(work);
+  else
+    step_on<looking>(work);
 }
 
 // The step on all parameters, as it was decided before. looking: that needed no look, and the Gram numbers are taken in
@@ -24,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, Form::blocks_a_processor)
     const Run run = run_of(t, k);
     if (run.parameter < 0) continue;
     const auto& work = work_to_step<Form>(t, run);
-    step_on<looking>(work);
+    step_on_run<looking>(work);
     if (looking) put_sums(t, k, work.run, shared_sums(), work.decision.terms.gram_numbers());
   }
 }
@@ -54,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, Form::blocks_a_processor)
   const int32_t blocks = gridDim.x, own = pieces.begin + blockIdx.x;
   for (int32_t round = 0; round == 0 || (round - 1) * blocks < pieces.end - pieces.begin; round++) {
     const int32_t piece = own + round * blocks;
-    if (piece < pieces.end && look_at_piece<Form>(t, piece) && lane() == 0) {
+    if (piece < pieces.end && look_at_piece<typename Form::Look>(t, piece) && lane() == 0) {
       const int32_t i = run_of(t, piece).parameter;
       decide_as<typename Form::Real>(t, i, own_weights(t, i));
       publish(&t.decided[i], launch());
@@ -65,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, Form::blocks_a_processor)
       if (run.parameter < 0) continue;
       if (lane() == 0)
         while (observe(&t.decided[run.parameter]) != launch()) relax();
-      step_on<false>(work_to_step<Form>(t, run));
+      step_on_run<false>(work_to_step<Form>(t, run));
     }
   }
   __syncthreads();

@@ -7,14 +7,17 @@ namespace {
 
 FormId form_of(const Parameter& p) {
   const bool start_differs = p.start && p.start_dtype != p.dtype;
-  const bool is_full = p.penalty || p.state[2];
+  const bool is_full = p.penalty || p.state[2], is_narrow = p.moments != MomentFormat::full;
   switch (p.dtype) {
     case DType::float32:
+      if (is_narrow) return FormId::narrow_float32;
       if (is_full || (start_differs && p.start_dtype != DType::bfloat16)) return FormId::full_float32;
       return start_differs ? FormId::float32_from_bfloat16 : FormId::float32;
     case DType::bfloat16:
+      if (is_narrow) return FormId::narrow_bfloat16;
       return is_full || start_differs ? FormId::full_bfloat16 : FormId::bfloat16;
     case DType::float16:
+      if (is_narrow) return FormId::narrow_float16;
       return is_full || start_differs ? FormId::full_float16 : FormId::float16;
     case DType::float64:
       break;

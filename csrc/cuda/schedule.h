@@ -9,7 +9,8 @@
 namespace pytl::cuda {
 
 static_assert(kThreads > kWarp, "a run is a warp's or a block's by the number of threads that share it");
-constexpr int32_t kPiece = 8 * kThreads;       // elements: 4096, of which 132 x 2 blocks hold 13 MB of float32 w, g, w0
+constexpr int32_t kPiece = 8 * kThreads;  // elements: 4096, of which 132 x 2 blocks hold 13 MB of float32 w, g, w0
+static_assert(kPiece % kMomentBlock == 0, "a piece begins where a block of moments does");
 constexpr int32_t kMostPieces = 8 * kThreads;  // of a parameter: one warp adds up their sums
 constexpr int32_t kSmall = 4 * kThreads;       // elements: up to here a parameter is one warp's
 
@@ -23,8 +24,11 @@ enum class FormId : int32_t {
   full_float32,
   full_bfloat16,
   full_float16,
+  narrow_float32,  // moments in fewer bits
+  narrow_bfloat16,
+  narrow_float16,
 };
-constexpr size_t kForms = 8;
+constexpr size_t kForms = 11;
 
 inline bool is_full(FormId form) { return form >= FormId::full_float64; }
 

@@ -16,17 +16,12 @@ __device__ Real step_by(const AdamW<Real>& formula, int32_t amsgrad, Real d, Rea
                          : formula.template step<false>(d, mean, square, largest);
 }
 
-// Steps on `some` elements, those from `from` on, whose states begin at element i of the run.
-template <bool regularised, bool decoupled, int some, class Form, int count, class Work>
-__device__ void step_some(const Work& work, Elements<Form, count>& e, int from, int32_t i) {
-  using Real = typename Form::Real;
+// Steps on `some` elements, those from `from` on, and on their states.
+template <bool regularised, bool decoupled, class Form, int count, class Real, int some, class Work>
+__device__ void step_with(const Work& work, Elements<Form, count>& e, int from, Vector<Real, some> (&s)[Form::states]) {
   const auto& decision = work.decision;
   const auto& t = decision.terms;
-  Vector<Real, some> s[Form::states] = {};
   auto& third = s[Form::states - 1];
-#pragma unroll
-  for (int k = 0; k < Form::states; k++)
-    if (k < decision.states) s[k] = load_vector<Real, some, Kept::nowhere>(work.states[k], i);
 #pragma unroll
   for (int k = 0; k < some; k++) {
     const int j = from + k;
@@ -36,24 +31,31 @@ __device__ void step_some(const Work& work, Elements<Form, count>& e, int from, 
     const Real step = step_by<Form::full>(decision.formula, decision.kind, d, s[0].of[k], s[1].of[k], third.of[k]);
     e.set_w(j, w - (step + t.template beside<regularised, decoupled>(w, g, w0)));
   }
-#pragma unroll
-  for (int k = 0; k < Form::states; k++)
-    if (k < decision.states) store_vector(work.states[k], i, s[k]);
+}
+template <class Form, int count, class Real, int some, class Work>
+__device__ void step_with(const Work& work, Elements<Form, count>& e, int from, Vector<Real, some> (&s)[Form::states]) {
+  const auto& t = work.decision.terms;
+  if (!t.regularised) return step_with<false, false>(work, e, from, s);
+  if (t.decoupled) return step_with<true, true>(work, e, from, s);
+  step_with<true, false>(work, e, from, s);
 }
 
 // In parts whose states are 16 bytes each: few of them are in registers at a time.
 template <class Form, int count, class Work>
 __device__ void step_elements(const Work& work, Elements<Form, count>& e, int32_t i) {
-  constexpr int some = count == 1 ? 1 : 16 / sizeof(typename Form::Real);
-  const auto& t = work.decision.terms;
+  using Real = typename Form::Real;
+  constexpr int some = count == 1 ? 1 : 16 / sizeof(Real);
+  const int32_t states = work.decision.states;
 #pragma unroll
   for (int from = 0; from < count; from += some) {
-    if (!t.regularised)
-      step_some<false, false, some>(work, e, from, i + from);
-    else if (t.decoupled)
-      step_some<true, true, some>(work, e, from, i + from);
-    else
-      step_some<true, false, some>(work, e, from, i + from);
+    Vector<Real, some> s[Form::states] = {};
+#pragma unroll
+    for (int k = 0; k < Form::states; k++)
+      if (k < states) s[k] = load_vector<Real, some, Kept::nowhere>(work.states[k], i + from);
+    step_with(work, e, from, s);
+#pragma unroll
+    for (int k = 0; k < Form::states; k++)
+      if (k < states) store_vector(work.states[k], i + from, s[k]);
   }
 }
 

@@ -17,6 +17,16 @@ __device__ inline double over_lanes(double x, int group = kWarp) {
   return x;
 }
 
+// The largest of a warp's, for all its lanes.
+__device__ inline uint32_t largest_of_lanes(uint32_t x) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes; lanes /= 2) {
+    const uint32_t other = __shfl_xor_sync(kAllLanes, x, lanes);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
 // A block's sum of one number a thread, for all of them.
 __device__ inline double over_block(double x) {
   struct Sums {

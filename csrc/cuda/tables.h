@@ -14,6 +14,7 @@ struct Decision {
   Terms<Real> terms;
   Formula formula;
   int32_t kind, states;
+  uint32_t step;  // from 1
 };
 
 template <class Options, class Real>

@@ -31,6 +31,10 @@ template <>
 struct WordOf<2> {
   using type = uint16_t;
 };
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
 
 // The widest words that a vector is made of.
 template <class Vector>

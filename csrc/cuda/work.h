@@ -12,14 +12,14 @@ struct Run {
   int64_t offset;
   int32_t of;
 
-  // Where this thread's first vector begins, and its last; negative where it has none.
+  // Where a thread's first vector begins, and its last; negative where it has none.
   template <int width>
-  __device__ int32_t first() const {
-    return static_cast<int32_t>(threadIdx.x) % of * width;
+  __device__ int32_t first(int32_t thread = threadIdx.x) const {
+    return thread % of * width;
   }
   template <int width>
-  __device__ int32_t last() const {
-    const int32_t beyond = length - 1 - first<width>();
+  __device__ int32_t last(int32_t thread = threadIdx.x) const {
+    const int32_t beyond = length - 1 - first<width>(thread);
     return beyond < 0 ? -1 : length - 1 - beyond % (of * width);
   }
 };
@@ -37,6 +37,8 @@ template <class Form, class Options>
 struct Work {
   using Real = typename Form::Real;
   char *weight, *compensation, *gradient, *penalty, *start, *states[3];
+  float* scales[3];  // of narrow forms, as is `moments`
+  MomentFormat moments;
   DType start_dtype;
   bool wide;  // all operands begin at a multiple of 16 bytes
   Run run;
@@ -59,10 +61,15 @@ __device__ const Work<Form, Options>& work_on(const Tables<Options>& t, const Ru
       to = base ? const_cast<char*>(base) + run.offset * size : nullptr;
       all |= reinterpret_cast<uintptr_t>(to);
     };
-    const int64_t stored = sizeof(typename Form::Stored), real = sizeof(typename Form::Real);
+    const int64_t stored = sizeof(typename Form::Stored);
+    const int64_t moment = Form::narrow ? moment_size(p.moments, p.dtype) : sizeof(typename Form::Real);
     place(work.weight, p.weight, stored), place(work.compensation, p.compensation, stored);
     place(work.gradient, p.gradient, stored), place(work.penalty, p.penalty, stored);
-    for (int k = 0; k < 3; k++) place(work.states[k], p.state[k], real);
+    for (int k = 0; k < 3; k++) place(work.states[k], p.state[k], moment);
+    if constexpr (Form::narrow) {
+      work.moments = p.moments;
+      for (int k = 0; k < 3; k++) work.scales[k] = p.scale[k] ? p.scale[k] + run.offset / kMomentBlock : nullptr;
+    }
     fill(work.decision, p);
     work.start_dtype = p.start_dtype;
     place(work.start, work.decision.terms.pull.sp_decay != 0 ? p.start : nullptr, element_size(p.start_dtype));

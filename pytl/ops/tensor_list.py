@@ -336,17 +336,9 @@ def core_takes(operands: Operands) -> bool:
     weight = operands.weight
     others = [tensor for name, tensor in operands.named() if name != "gradient"]
     stored = [t for t in (operands.start, operands.penalty, operands.compensation) if t is not None]
-    if why_not(operands) or any(core.why_not(t.device, t.dtype) for t in stored):
+    if any(core.why_not(t.device, t.dtype) for t in (weight, *stored)):
         return False
     return core.is_dense(weight) and all(in_order(t, weight) for t in others)
-
-
-def why_not(operands: Operands) -> str:
-    """Why the core does not serve a weight's device and dtype with these moments; empty where it does."""
-    weight = operands.weight
-    if weight.is_cuda and any(state.dtype != compute_dtype(weight.dtype) for state in operands.states):
-        return "the core has no kernels for moments of fewer than 32 bits on cuda"
-    return core.why_not(weight.device, weight.dtype)
 
 
 def in_order(tensor: Tensor, weight: Tensor) -> bool:
@@ -360,7 +352,7 @@ def place(operands: Sequence[Operands], fused: bool | None) -> bool:
     """Whether the core runs these operands. Raises RuntimeError where ``fused=True`` asks for what it cannot."""
     on_core = fused is not False and not core.missing and all(map(core_takes, operands))
     if fused and not on_core:
-        reasons = set(map(why_not, operands)) - {""}
+        reasons = {core.why_not(o.weight.device, o.weight.dtype) for o in operands} - {""}
         why = "; ".join(sorted(reasons)) or "a tensor has gaps, or its operands lie in another order"
         raise RuntimeError(f"fused=True needs tensors that the compiled core serves: {why}")
     return on_core

@@ -38,8 +38,7 @@ class SGD(Optimizer):
         save_start: whether ``state_dict`` holds w0; False, and for "disk": a resumed run reads it from ``start`` again,
             where it must have the norms that it had.
         moments: what they are kept in: "float32", "bfloat16" or "8bit" (blockwise: Dettmers et al., ICLR 2022,
-            arXiv:2110.02861), rounded at random so that small changes count on average. On CUDA other than "float32"
-            runs on PyTorch.
+            arXiv:2110.02861), rounded at random so that small changes count on average.
         compensated: Kahan summation; None: for 16-bit weights.
 
     Raises:

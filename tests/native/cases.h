@@ -96,13 +96,26 @@ struct Case {
   DType dtype, start_dtype;
   Rule rule;
   bool decoupled, penalised, compensated, skewed;
+  MomentFormat moments = MomentFormat::full;
 };
 
 inline std::string describe(const Case& c) {
   return "dtype " + std::to_string(int(c.dtype)) + ", start " + std::to_string(int(c.start_dtype)) + ", rule " +
          std::to_string(int(c.rule)) + (c.decoupled ? ", decoupled" : "") + (c.penalised ? ", penalty" : "") +
-         (c.compensated ? ", compensated" : "") + (c.skewed ? ", skewed" : "");
+         (c.compensated ? ", compensated" : "") + (c.skewed ? ", skewed" : "") +
+         (c.moments != MomentFormat::full ? ", moments " + std::to_string(int(c.moments)) : "");
 }
+
+// A moment in fewer bits.
+struct NarrowMoment {
+  NarrowMoment(const Case& c, int64_t length)
+      : skew(c.skewed * moment_size(c.moments, c.dtype)),
+        stored(skew + length * moment_size(c.moments, c.dtype)),
+        scales((length + kMomentBlock - 1) / kMomentBlock * sizeof(float)) {}
+
+  int64_t skew;
+  std::vector<char> stored, scales;
+};
 
 struct Tensors {
   Tensors(const Case& c, int64_t count, std::mt19937& random, double spread)
@@ -118,6 +131,7 @@ struct Tensors {
     gradient.fill(random, 0.1, spread);
     penalty.fill(random, 0.1);
     start.fill(random, 1);
+    for (int k = 0; k < 3 && c.moments != MomentFormat::full; k++) narrow.emplace_back(c, length);
   }
 
   Parameter parameter(const Case& c) {
@@ -126,6 +140,11 @@ struct Tensors {
     p.penalty = c.penalised ? penalty.address() : nullptr;
     p.compensation = c.compensated ? compensation.address() : nullptr;
     p.state[0] = mean.address(), p.state[1] = square.address();
+    for (size_t k = 0; k < narrow.size(); k++) {
+      p.state[k] = narrow[k].stored.data() + narrow[k].skew;
+      p.scale[k] = reinterpret_cast<float*>(narrow[k].scales.data());
+    }
+    p.moments = c.moments;
     p.step = &step;
     p.length = length, p.dtype = c.dtype, p.start_dtype = c.start_dtype;
     return p;
@@ -133,6 +152,7 @@ struct Tensors {
 
   int64_t length;
   Operand weight, gradient, penalty, start, compensation, mean, square;
+  std::vector<NarrowMoment> narrow;
   float step = 0;
 };
 
@@ -152,8 +172,10 @@ struct Sample {
   // Of the weights and of all that goes with them.
   std::vector<std::vector<char>> bytes() const {
     std::vector<std::vector<char>> all;
-    for (const Tensors& t : tensors)
+    for (const Tensors& t : tensors) {
       for (const Operand* o : {&t.weight, &t.compensation, &t.mean, &t.square}) all.push_back(o->bytes());
+      for (const NarrowMoment& m : t.narrow) all.push_back(m.stored), all.push_back(m.scales);
+    }
     return all;
   }
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 
+#include "../../csrc/cpu/step.h"
 #include "../../csrc/cuda/plan.h"
 #include "../../csrc/cuda/schedule.h"
 #include "cases.h"
@@ -327,6 +328,75 @@ void check_capture() {
   expect(refused && sample.tensors[4].step == 3, "options that changed before a capture");
 }
 
+void step_on_cpu(TensorList& list, cpu::Schedule& schedule, std::vector<SGDGroup>& groups, cpu::Decision decision,
+                 GramRow* rows) {
+  cpu::sgd(list, schedule, groups, decision, rows);
+}
+void step_on_cpu(TensorList& list, cpu::Schedule& schedule, std::vector<AdamWGroup>& groups, cpu::Decision decision,
+                 GramRow* rows) {
+  cpu::adamw(list, schedule, groups, decision, rows);
+}
+
+// Moments in fewer bits, and the weights beside them, are the CPU's bits step after step, where the decision is the
+// same: Gram numbers are added up in another order there. in_one_launch: beside a group whose rule needs a look.
+template <class Options>
+void check_moments_of_cpu(const Case& c, const Options& o, const std::vector<int64_t>& of, bool in_one_launch) {
+  Sample on_cpu(c, of, 19), on_cuda(c, of, 19);
+  std::vector<Parameter> parameters = on_cpu.parameters(), same = on_cuda.parameters();
+  for (size_t k = 0; k < of.size(); k++) parameters[k].fresh = same[k].fresh = 1;
+  TensorList list(parameters);
+  cpu::Schedule schedule(list);
+  Placed placed(same);
+  std::vector<Options> groups = {o};
+  std::vector<cuda::DeviceGroup<Options>> cuda_groups = {{o, {}}, {o, {}}};
+  cuda_groups[1].options.rule = in_one_launch ? Rule::dtnh : Rule::sum;
+  std::vector<GramRow> rows(of.size());
+  std::mt19937 random(29);
+  for (int step = 1; step <= 3; step++) {
+    std::vector<WeightsRow> weights;
+    placed.plan.gram<Options>(cuda_groups, placed.rows.data(), {});
+    for (const GramRow& row : placed.rows) weights.push_back(rule_weights(o.rule, o.decoupled, row));
+    step_on_cpu(list, schedule, groups, {weights.data(), kNoClipping}, rows.data());
+    placed.plan.step<Options>(cuda_groups, o.rule == Rule::sum ? nullptr : weights.data(), kNoClipping,
+                              placed.rows.data(), {});
+    expect(on_cpu.bytes() == on_cuda.bytes(), "the CPU's bits in step " + std::to_string(step) + " of " + describe(c));
+    for (size_t k = 0; k < of.size(); k++) {
+      on_cpu.tensors[k].gradient.fill(random, 0.1, 3);
+      if (step == 1 && of[k])
+        on_cpu.tensors[k].gradient.set(of[k] / 2, kNoClipping);  // infinite: so is its block's scale
+      for (int64_t i = 0; i < of[k]; i++) on_cuda.tensors[k].gradient.set(i, on_cpu.tensors[k].gradient.get(i));
+    }
+  }
+}
+
+// Every dtype, coupled and not, with a penalty and without, on even and odd addresses.
+void check_narrow_moments(MomentFormat format) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+    for (int k = 0; k < 4; k++) {
+      const bool decoupled = k % 2, penalised = k == 1 || k == 2, skewed = k >= 2, low = dtype != DType::float32;
+      Case c = {dtype, DType::bfloat16, Rule::sum, decoupled, penalised, low && !penalised, skewed, format};
+      AdamWGroup adamw = options(c);
+      SGDGroup sgd = {};
+      static_cast<Group&>(sgd) = adamw;
+      sgd.momentum = 0.9, sgd.dampening = 0.25;
+      for (const bool one : {false, true}) {
+        adamw.amsgrad = sgd.nesterov = one;
+        check_moments_of_cpu(c, adamw, lengths(), one), check_moments_of_cpu(c, sgd, lengths(), one);
+      }
+      c.rule = Rule::dtnh;
+      check_moments_of_cpu(c, options(c), lengths(), true);
+      check_case(c, lengths(), "alone");
+      if (skewed) continue;
+      check_together(c, false, 0.5);
+      check_bits(c, lengths());
+      check_skewed_bits(c);
+      if (low) check_device_values(c);
+    }
+  const std::vector<int64_t> several_blocks_a_warp = {2 * int64_t{cuda::kPiece} * cuda::kMostPieces + 77};
+  const Case c = {DType::float32, DType::float32, Rule::sum, true, false, false, false, format};
+  check_moments_of_cpu(c, options(c), several_blocks_a_warp, true);
+}
+
 }  // namespace
 
 int main() {
@@ -351,5 +421,6 @@ int main() {
   check_sgd(false), check_sgd(true);
   check_amsgrad(false), check_amsgrad(true);
   for (DType dtype : kDTypes) check_long(dtype);
+  check_narrow_moments(MomentFormat::bfloat16), check_narrow_moments(MomentFormat::eight_bits);
   return verdict();
 }

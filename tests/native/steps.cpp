@@ -41,32 +41,6 @@ void check_two_passes(const Case& c, const std::vector<int64_t>& lengths) {
   expect(one.bytes() == two.bytes(), "two passes of " + describe(c));
 }
 
-// The first step is taken with moments that nothing has rounded yet: it must be that of whole ones.
-void check_narrow_moments(const Case& c, const std::vector<int64_t>& lengths, MomentFormat format) {
-  Sample sample(c, lengths, 13);
-  std::vector<AdamWGroup> groups = {options(c)};
-  const auto wanted = expected(sample, groups[0], kRulesDecide.max_norm);
-  std::vector<Parameter> parameters = sample.parameters();
-  std::deque<std::vector<uint16_t>> halves;
-  std::deque<std::vector<uint8_t>> codes;
-  std::deque<std::vector<float>> scales;
-  for (Parameter& p : parameters) {
-    p.moments = format;
-    for (int k = 0; k < 2; k++) {
-      halves.emplace_back(p.length), codes.emplace_back(p.length);
-      scales.emplace_back((p.length + kMomentBlock - 1) / kMomentBlock);
-      p.state[k] = format == MomentFormat::bfloat16 ? reinterpret_cast<char*>(halves.back().data())
-                                                    : reinterpret_cast<char*>(codes.back().data());
-      p.scale[k] = format == MomentFormat::bfloat16 ? nullptr : scales.back().data();
-    }
-  }
-  TensorList list(parameters);
-  cpu::Schedule schedule(list);
-  std::vector<GramRow> rows(lengths.size());
-  cpu::adamw(list, schedule, groups, kRulesDecide, rows.data());
-  compare(sample, wanted, rows.data(), 1e-6, "moments of fewer bits");
-}
-
 void check_conversions() {
   for (uint32_t bits = 0; bits < 0x10000; bits++) {
     const float16 half = {static_cast<uint16_t>(bits)};
@@ -121,9 +95,13 @@ int main() {
     });
     const Case shared = {DType::float32, DType::bfloat16, Rule::dtnh, true, true, false, true};
     check_case(shared, {(1 << 20) + 3}), check_two_passes(shared, {(1 << 20) + 3});
-    for (const MomentFormat format : {MomentFormat::bfloat16, MomentFormat::eight_bits})
-      check_narrow_moments({DType::bfloat16, DType::bfloat16, Rule::dtnh, true, false, true, false}, shorts, format),
-          check_narrow_moments({DType::float32, DType::bfloat16, Rule::grod, false, true, false, true}, longs, format);
+    // The first step is taken with moments that nothing has rounded yet: it must be that of whole ones.
+    for (const MomentFormat format : {MomentFormat::bfloat16, MomentFormat::eight_bits}) {
+      const Case brain = {DType::bfloat16, DType::bfloat16, Rule::dtnh, true, false, true, false, format};
+      const Case odd = {DType::float32, DType::bfloat16, Rule::grod, false, true, false, true, format};
+      check_case(brain, shorts), check_two_passes(brain, shorts);
+      check_case(odd, longs), check_two_passes(odd, longs);
+    }
   }
   return verdict();
 }
