@@ -223,6 +223,43 @@ def test_thousands_of_tiny_tensors_equal_the_reference(method: Any) -> None:
     torch.testing.assert_close(torch.stack(weights(core)), torch.stack(weights(reference)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept_in", ["bfloat16", "8bit"])
+def test_moments_in_fewer_bits_are_the_cpus(kept_in: str, dtype: torch.dtype, method: Any) -> None:
+    """Bit for bit: halves of what bfloat16 holds are exact, so that nothing but the rounding is compared."""
+    own: dict[str, Any] = {"momentum": 0.5} if method is pytl.SGD else {"betas": (0.5, 0.5), "amsgrad": True}
+    kept, moved = [], []
+    for device in ("cpu", "cuda"):
+        with torch.device(device):
+            optimizer = method(
+                parameters(0, SHAPES, dtype), lr=1e-3, weight_decay=0.0, moments=kept_in, fused=True, **own
+            )
+            take_steps(optimizer, 5)
+        moved.append([w.cpu().float() for w in weights(optimizer)])
+        kept.append([{k: t.cpu() for k, t in s.items() if k != "compensation"} for s in optimizer.state.values()])
+    assert_same(*kept)
+    for found, expected in zip(*moved, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept_in", ["bfloat16", "8bit"])
+def test_moments_in_fewer_bits_in_a_captured_step(kept_in: str, way: dict[str, Any], method: Any) -> None:
+    """What is rounded at random depends on the number of the step, which lies on the device."""
+    own = way | {"moments": kept_in} | ({"momentum": 0.9} if method is pytl.SGD else {})
+    replayed, stepped = (method(parameters(0, SHAPES, torch.float32), **own) for _ in range(2))
+    for optimizer in (replayed, stepped):
+        take_steps(optimizer, 1)
+    gradients = draw(0, SHAPES, torch.float32)
+    graph = captured(replayed, gradients)
+    for t in range(2, 5):
+        for gradient, drawn in zip(gradients, draw(t, SHAPES, torch.float32), strict=True):
+            gradient.copy_(drawn)
+        graph.replay()
+        take_steps(stepped, 1, first=t)
+    assert_same(weights(replayed), weights(stepped))
+    assert_same(*([dict(s) for s in optimizer.state.values()] for optimizer in (replayed, stepped)))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
 def test_parameters_on_two_devices_decide_together(way: dict[str, Any], method: Any) -> None:
     both, one = parameters(0, SHAPES, torch.float32), parameters(0, SHAPES, torch.float32)
