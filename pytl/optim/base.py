@@ -22,6 +22,7 @@ from pytl.ops.tensor_list import (
 )
 from pytl.optim.engines import Given, check_engine, given
 from pytl.optim.loading import check_loadable, lighten, restore, same_direction
+from pytl.optim.members import Member, members
 from pytl.optim.options import (
     check_max_grad_norm,
     check_options,
@@ -38,9 +39,6 @@ from pytl.optim.report import Report, make_report
 from pytl.optim.sharding import check_placements, here, part
 from pytl.optim.start import StartingPoint
 from pytl.optim.state import StateMaker, check_overlap
-
-Member = tuple[int, str, Tensor]
-"""The place of a parameter's group, its name, and the parameter."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -98,7 +96,7 @@ class Optimizer(torch.optim.Optimizer):
             check_options(self.defaults | param_group)
         super().add_param_group(param_group)
         try:
-            for _, name, p in self._members():
+            for _, name, p in members(self.param_groups):
                 check_weight(p, name)
                 check_placements(p, name)
             check_overlap([here(p) for p in self._params()])
@@ -107,19 +105,6 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._given.append(given(self.param_groups[-1]["params"]))
         self._plan = None
-
-    def _members(self) -> list[Member]:
-        members: list[Member] = []
-        for k, group in enumerate(self.param_groups):
-            count = len(group["params"])
-            names = group.get("param_names") or [f"parameter {len(members) + i}" for i in range(count)]
-            if len(names) != count:
-                raise ValueError(
-                    f"param_names must name each parameter of group {k}; got {len(names)} for {count} (an engine that "
-                    "flattens groups, as DeepSpeed's ZeRO does, needs parameters without names)"
-                )
-            members += [(k, name, p) for name, p in zip(names, group["params"], strict=True)]
-        return members
 
     def _params(self) -> list[Tensor]:
         return list(dict.fromkeys(chain.from_iterable(group["params"] for group in self.param_groups)))
@@ -131,9 +116,9 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(
                 "start needs the parameters' names: pass model.named_parameters() or pytl.param_groups(model)"
             )
-        members = self._members()
-        anchored = {name: p for k, name, p in members if is_anchored(self.param_groups[k])}
-        self._start.check(anchored, [name for _, name, _ in members if name not in anchored])
+        known = members(self.param_groups)
+        anchored = {name: p for k, name, p in known if is_anchored(self.param_groups[k])}
+        self._start.check(anchored, [name for _, name, _ in known if name not in anchored])
 
     # The step:
 
@@ -220,31 +205,31 @@ class Optimizer(torch.optim.Optimizer):
             self._captured.append(self._plan)
 
     def _stepped(
-        self, params: list[Tensor], grads: list[Tensor | None], members: list[Member]
+        self, params: list[Tensor], grads: list[Tensor | None], known: list[Member]
     ) -> list[tuple[int, Tensor]]:
         """Places and gradients of the parameters that take part, each once; all of them can be stepped on."""
         first = {p: i for i, p in reversed([*enumerate(params)])}
         stepped = [(i, part(g, params[i])) for i, g in enumerate(grads) if g is not None and first[params[i]] == i]
         for i, grad in stepped:
-            check_gradient(grad, members[i][1])
-            check_memory(here(params[i]), members[i][1])
-            check_memory(grad, f"the gradient of {members[i][1]}")
+            check_gradient(grad, known[i][1])
+            check_memory(here(params[i]), known[i][1])
+            check_memory(grad, f"the gradient of {known[i][1]}")
         check_overlap([here(p) for p in first])
         return stepped
 
     def _new_plan(self, params: list[Tensor], grads: list[Tensor | None], signature: Signature) -> Plan:
         self._leave_captured_plan(params)
         check_engine(self.param_groups, self._given, self.max_grad_norm)
-        members = self._members()
-        stepped = self._stepped(params, grads, members)
+        known = members(self.param_groups)
+        stepped = self._stepped(params, grads, known)
         self._check_start()
-        states = {i: self._made_state(*members[i]) for i, _ in stepped}
+        states = {i: self._made_state(*known[i]) for i, _ in stepped}
         self._maker.compare_norms()
-        operands = [self._operands(*members[i], grad, states[i]) for i, grad in stepped]
+        operands = [self._operands(*known[i], grad, states[i]) for i, grad in stepped]
         starts = {i: o.start for (i, _), o in zip(stepped, operands, strict=True) if o.start is not None}
         prefetch = Prefetch(operands)
         for one, (i, _) in zip(operands, stepped, strict=True):
-            check(one, members[i][1])
+            check(one, known[i][1])
         wanted = [wants_core(self.param_groups[o.group]) for o in operands]
         lists, indices, windows = split(operands, wanted, prefetch.window_of)
         for i, state in states.items():
@@ -315,7 +300,7 @@ class Optimizer(torch.optim.Optimizer):
     def knows_start(self) -> bool:
         """Whether the starting point of all that is pulled is in the state, or can be read from ``start``: else the
         weights of the next step would be it."""
-        pulled = [p for k, _, p in self._members() if is_anchored(self.param_groups[k])]
+        pulled = [p for k, _, p in members(self.param_groups) if is_anchored(self.param_groups[k])]
         return self._start.source is not None or all("start" in self.state.get(p, {}) for p in pulled)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -337,7 +322,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def report(self) -> Report:
         """The last step in numbers, by tensor and in all. Reads the weights once; of sharded ones all ranks ask."""
-        return make_report(self._seen(), self._members(), self.param_groups)
+        return make_report(self._seen(), members(self.param_groups), self.param_groups)
 
     def _seen(self) -> Plan:
         if self._plan is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pytl.directions import RULES, Direction
+from pytl.optim.members import members
 from pytl.optim.options import is_anchored
 from pytl.optim.sharding import mesh_shape
 from pytl.weight_files import some
@@ -36,7 +37,7 @@ def check_loadable(
     """
     if not {"state", "param_groups"} <= saved.keys():
         return
-    members = list(_members(optimizer, saved))
+    states = list(_saved(optimizer, saved))
     known = {"start", "start_norm", "compensation", *moments}
     checks = (
         (partial(_nonsense, known), "the saved state must map names to tensors that have memory; got"),
@@ -44,9 +45,9 @@ def check_loadable(
         (_of_other_ranks, "the saved state must be of these ranks (else: torch.distributed.checkpoint);"),
     )
     for faults_of, text in checks:
-        if faults := [fault for name, p, state, _ in members for fault in faults_of(name, p, state)]:
+        if faults := [fault for name, p, state, _ in states for fault in faults_of(name, p, state)]:
             raise ValueError(f"{text} {some(faults)}")
-    lost = [name for name, _, state, group in members if is_anchored(group) and _has_lost_start(state)]
+    lost = [name for name, _, state, group in states if is_anchored(group) and _has_lost_start(state)]
     if lost and not has_source:
         raise ValueError(
             "the saved state must hold the starting point, or start= name its source: the weights of now would pass "
@@ -54,13 +55,11 @@ def check_loadable(
         )
 
 
-def _members(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[Saved]:
-    count = 0
-    for group, loaded in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-        names = group.get("param_names") or [f"parameter {count + i}" for i in range(len(group["params"]))]
-        count += len(group["params"])
-        for name, p, index in zip(names, group["params"], loaded["params"], strict=False):
-            yield name, p, saved["state"].get(index, {}), group | loaded
+def _saved(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[Saved]:
+    groups, indices = optimizer.param_groups, [iter(group["params"]) for group in saved["param_groups"]]
+    for k, name, p in members(groups):
+        if k < len(indices) and (index := next(indices[k], None)) is not None:
+            yield name, p, saved["state"].get(index, {}), groups[k] | saved["param_groups"][k]
 
 
 def _nonsense(known: Set[str], name: str, _: Tensor, state: Any) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pytl.ops.tensor_list import compute_dtype
+from pytl.optim.members import Member
 from pytl.optim.plan import Plan
 from pytl.optim.sharding import RankSums, here
 
@@ -45,7 +46,7 @@ class Report:
 @torch.no_grad()
 def make_report(
     plan: Plan,
-    members: Sequence[tuple[int, str, Tensor]],
+    members: Sequence[Member],
     groups: Sequence[Mapping[str, Any]],
 ) -> Report:
     """One synchronisation: everything is gathered on the device and read at once."""
