@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rank_jobs
+import rank_training
 import ranks
 import torch
 from filelock import FileLock
 from oracle import array, assert_same, copy_of, relative_error
-from ranks import CHECKPOINTED, CLIPPED, COUNTED, FOUR, MATRIX, MESHES, OTHERS, WITH_SCALAR, Case, alone
+from rank_jobs import CHECKPOINTED, COUNTED
+from rank_training import CLIPPED, FIRST_STEPS, FOUR, MATRIX, MESHES, OTHERS, WITH_SCALAR, Case, alone
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -66,7 +69,7 @@ def outcomes(folder: Path, name: str, world: int = 2) -> list[Any]:
 
 @functools.cache
 def in_one_process(case: Case, folder: Path) -> dict[str, Any]:
-    return ranks.trained(case, folder)
+    return rank_training.trained(case, folder)
 
 
 def error(found: list[Any], expected: list[Any]) -> float:
@@ -145,10 +148,10 @@ def test_ranks_that_do_not_hear_of_each_other_are_noticed(two_ranks: Path) -> No
 # Tables and state:
 
 
-@pytest.mark.parametrize("wrapper", ranks.WRAPPERS)
+@pytest.mark.parametrize("wrapper", rank_training.WRAPPERS)
 def test_rows_without_a_gradient_are_zero(two_ranks: Path, wrapper: str) -> None:
     case = Case(wrapper, "dtnh", "tensor", dtype="float64", method="SGD")
-    names = [name for name, _ in ranks.network(case).named_parameters()]
+    names = [name for name, _ in rank_training.network(case).named_parameters()]
     for one in outcomes(two_ranks, str(case)):
         for name, row in zip(names, one["gram"], strict=True):
             assert bool(row.any()) == (name.split(".")[0] not in ("frozen", "unused"))
@@ -167,7 +170,7 @@ def test_state_is_laid_out_as_its_parameter_and_numbers_are_the_same_on_all_rank
 def test_a_step_costs_one_collective_where_anything_is_sharded(two_ranks: Path, name: str) -> None:
     expected = int(name not in ("ddp", "hsdp of whole replicas"))
     for steps in outcomes(two_ranks, "collectives"):
-        assert [sum(counts.values()) for counts in steps[name]] == [expected] * (ranks.FIRST_STEPS - 1), steps[name]
+        assert [sum(counts.values()) for counts in steps[name]] == [expected] * (FIRST_STEPS - 1), steps[name]
 
 
 def test_ranks_agree_on_the_dtype_of_a_start(two_ranks: Path) -> None:
@@ -264,7 +267,7 @@ def test_a_checkpoint_of_two_ranks_continues_there_to_the_bit(two_ranks: Path, n
 
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_a_checkpoint_of_two_ranks_continues_in_one_process(two_ranks: Path, name: str) -> None:
-    found = ranks.loaded_and_continued(two_ranks / f"{name}-of-two", alone(CHECKPOINTED[name]))
+    found = rank_jobs.loaded_and_continued(two_ranks / f"{name}-of-two", alone(CHECKPOINTED[name]))
     for expected in outcomes(two_ranks, f"save_on_two {name}"):
         assert_same(found["starts"], expected["starts"])
         assert found["steps"] == expected["steps"]
@@ -306,10 +309,10 @@ def test_the_whole_state_in_one_file_continues_in_one_process(two_ranks: Path) -
     from torch.distributed.checkpoint.state_dict import set_state_dict
 
     case = alone(CHECKPOINTED["adamw"])
-    run, model, opt = ranks.savable(case, seed=3)
+    run, model, opt = rank_jobs.savable(case, seed=3)
     state = torch.load(two_ranks / "full-1.pt", weights_only=True)
     set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    found = ranks.continued(run, model, case, opt)
+    found = rank_jobs.continued(run, model, case, opt)
     for one in outcomes(two_ranks, "full_state"):
         assert_same(found["starts"], one["expected"]["starts"])
         assert error(found["weights"], one["expected"]["weights"]) < 1e-12
@@ -336,7 +339,7 @@ def test_a_file_of_each_rank_resumes_to_the_bit(two_ranks: Path, name: str) -> N
 
 def test_a_rank_s_file_is_refused_where_there_is_another_number_of_ranks(two_ranks: Path) -> None:
     outcomes(two_ranks, "resumed_adamw")
-    *_, opt = ranks.savable(alone(CHECKPOINTED["adamw"]))
+    *_, opt = rank_jobs.savable(alone(CHECKPOINTED["adamw"]))
     before = copy_of(opt)
     state = torch.load(two_ranks / "AdamW-of-rank-0.pt", weights_only=True)
     with pytest.raises(ValueError, match=r"must be of these ranks .*exp_avg of \S*: on \[2\], here \[\]"):
@@ -354,10 +357,10 @@ def test_a_copy_of_the_optimizer_steps_alike_and_apart(two_ranks: Path) -> None:
 def test_a_recorder_of_sharded_parameters_writes_what_one_of_whole_ones_does(
     two_ranks: Path, kind: str, tmp_path: Path
 ) -> None:
-    expected = ranks.recorded_by(kind, alone(ranks.SHARDED), tmp_path)
+    expected = rank_jobs.recorded_by(kind, alone(rank_jobs.SHARDED), tmp_path)
     first, second = outcomes(two_ranks, "recorded")
     assert second[kind] == []
-    assert len(first[kind]) == len(expected) == ranks.FIRST_STEPS
+    assert len(first[kind]) == len(expected) == FIRST_STEPS
     for found, wanted in zip(first[kind], expected, strict=True):
         assert found == pytest.approx(wanted, rel=1e-9)
 
