@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import pytl
-from pytl.ops.tensor_list import Operands
+from pytl.ops.operands import Operands
 from pytl.optim.plan import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")

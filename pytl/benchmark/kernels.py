@@ -7,8 +7,9 @@ from pytl.benchmark.rivals import LR, SP_DECAY
 from pytl.benchmark.timing import Step
 from pytl.directions import find
 from pytl.ops import adamw
+from pytl.ops.operands import Operands, compute_dtype
 from pytl.ops.step import look, step_weights
-from pytl.ops.tensor_list import Operands, TensorList, compute_dtype, place
+from pytl.ops.tensor_list import TensorList, place
 
 _OPTIONS = adamw.AdamWOptions(
     lr=LR,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pytl.directions import find
+from pytl.ops.operands import GroupOptions, Operands
 from pytl.ops.step import look
-from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, place
+from pytl.ops.tensor_list import TensorList, place
 
 
 def gram(

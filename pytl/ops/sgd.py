@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pytl.directions import Direction, find
+from pytl.ops.operands import GroupOptions, Operands
 from pytl.ops.step import functional_step, runner
-from pytl.ops.tensor_list import GroupOptions, Operands
 
 
 @dataclass

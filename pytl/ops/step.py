@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pytl.ops import moments
 from pytl.ops.direction_weights import clip_factor, direction_weights, squared_norm
+from pytl.ops.operands import GroupOptions, Operands, compute_dtype
 from pytl.ops.plan import NO_SCALING, Scaling, on_host
-from pytl.ops.tensor_list import GroupOptions, Operands, TensorList, compute_dtype, place
+from pytl.ops.tensor_list import TensorList, place
 
 MOMENTS, BESIDE = slice(1, 3), slice(3, 5)
 """Columns of a ``WeightsRow``."""

@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from pytl.directions import find
+from pytl.ops.operands import GroupOptions, Operands, check, check_gradient, check_memory, check_weight
 from pytl.ops.plan import Scaling, is_capturing
 from pytl.ops.step import Run, look_and_step, penalty_gram, pull_gram
-from pytl.ops.tensor_list import (
-    GroupOptions,
-    Operands,
-    check,
-    check_gradient,
-    check_memory,
-    check_weight,
-)
 from pytl.optim.engines import Given, check_engine, given
 from pytl.optim.loading import check_loadable, lighten, restore, same_direction
 from pytl.optim.members import Member, members

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytl.ops.operands import Operands
 from pytl.ops.plan import CudaPlan
 from pytl.ops.step import gathered
-from pytl.ops.tensor_list import GRAM_COLUMNS, Operands, TensorList, place
+from pytl.ops.tensor_list import GRAM_COLUMNS, TensorList, place
 from pytl.optim.prefetch import Prefetch
 from pytl.optim.sharding import RankSums, here, is_sharded, part
 

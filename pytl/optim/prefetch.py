@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pytl.ops.tensor_list import Operands, TensorList
+from pytl.ops.operands import Operands
+from pytl.ops.tensor_list import TensorList
 
 WINDOW = 64 << 20
 """Bytes of w0 that come at a time; a longer tensor comes whole. Two windows are on the device: one is in use while the

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytl.ops.tensor_list import compute_dtype
+from pytl.ops.operands import compute_dtype
 from pytl.optim.members import Member
 from pytl.optim.plan import Plan
 from pytl.optim.sharding import RankSums, here

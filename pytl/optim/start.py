@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pytl.ops import gram
 from pytl.ops.core import is_dense
-from pytl.ops.tensor_list import in_order
+from pytl.ops.operands import in_order
 from pytl.optim.sharding import all_agree, here, part, sum_over_parts, whole
 from pytl.weight_files import Catalogue, catalogue, open_weights, some
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pytl.ops import moments
 from pytl.ops.core import is_dense
-from pytl.ops.tensor_list import check_memory, compute_dtype, in_order
+from pytl.ops.operands import check_memory, compute_dtype, in_order
 from pytl.optim.options import MOMENTS, is_anchored, is_tensor_or_not_0
 from pytl.optim.sharding import here, is_sharded, part, whole
 from pytl.optim.start import StartingPoint, check_norms, norm
