@@ -276,18 +276,24 @@ class Checkpointed(nn.Module):
         return head(checkpoint(body, x, use_reentrant=False) if self.checkpointing else body(x))
 
 
+def penalised_steps(model: nn.Module, opt: Any, penalty: Any) -> Iterator[None]:
+    """An epoch, a step at a time."""
+    for x, y in DataLoader(vectors(), 4):
+        loss = cross_entropy(model(x), y)
+        opt.take_penalty(penalty(x))
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        yield
+
+
 @pytest.mark.parametrize("kind", [pytl.DELTA, pytl.BSS], ids=["tapped", "hooked"])
 def test_penalty_is_taken_through_checkpoints_to_the_bit(kind: Any, direction: str) -> None:
     models = [Checkpointed(checkpointing) for checkpointing in (False, True)]
     for model in models:
         opt = grouped(model, pytl.SGD, direction=direction)
         with kind(model, ["layers.2", "layers.3"], strength=9.0) as penalty:
-            for x, y in DataLoader(vectors(), 4):
-                loss = cross_entropy(model(x), y)
-                opt.take_penalty(penalty(x))
-                loss.backward()
-                opt.step()
-                opt.zero_grad()
+            list(penalised_steps(model, opt, penalty))
     assert models[1].computed == 3 * models[0].computed  # in the forward pass, and in that of either backward pass
     assert_same_bits(*models)
 
@@ -344,12 +350,7 @@ def test_averaged_model_of_a_network_with_hooks_is_the_mean_of_what_was_stepped(
     opt, seen = grouped(model, direction="dtnh"), []
     with pytl.DELTA(model, ["2"], strength=9.0) as penalty:
         averaged = AveragedModel(model)
-        for x, y in DataLoader(vectors(), 4):
-            loss = cross_entropy(model(x), y)
-            opt.take_penalty(penalty(x))
-            loss.backward()
-            opt.step()
-            opt.zero_grad()
+        for _ in penalised_steps(model, opt, penalty):
             averaged.update_parameters(model)
             seen.append(copy.deepcopy(model.state_dict()))
     for name, p in averaged.module.named_parameters():
